@@ -1,0 +1,3 @@
+//! nftjail: log lines in, nftables sets out.
+
+pub mod model;

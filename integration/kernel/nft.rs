@@ -1,132 +1,19 @@
 //! What we program through netlink, as `nft` lists it and as packets meet it.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nftjail::model::{Ban, Bantime, Cell, Change, JailName, Layout, Ports, Protocol, Target, Timestamp};
+use nftjail::model::{Layout, Ports, Protocol};
 use nftjail::nft::memory::Memory;
 use nftjail::nft::netlink::Netlink;
-use nftjail::nft::table::{Standing, Table};
+use nftjail::nft::table::Standing;
 use nftjail::nft::transaction::{Operation, Transaction};
 use nftjail::nft::{Firewall, Refusal, plan};
 use regex::Regex;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
-use serde_json::Value;
 
-use crate::netns::{feed, in_namespace, run};
-
-const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
-const LIST: [&str; 5] = ["nft", "list", "table", "inet", "nftjail"];
-
-fn jail(name: &str) -> JailName {
-    name.parse().unwrap()
-}
-
-fn cell(name: &str, ports: &[(Protocol, u16)], capacity: u32) -> Cell {
-    let ports = if ports.is_empty() { Ports::All } else { Ports::Some(ports.iter().copied().collect()) };
-    Cell { jail: jail(name), ports, capacity }
-}
-
-/// The jails of `layout.nft`.
-fn layout() -> Layout {
-    use Protocol::Tcp;
-    let cells = vec![
-        cell("sshd", &[(Tcp, 22)], 1 << 20),
-        cell("web", &[(Tcp, 80), (Tcp, 443)], 1 << 20),
-        cell("recidive", &[], 1 << 20),
-    ];
-    Layout { cells, never: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()] }
-}
-
-fn ban(name: &str, addr: &str, seconds: u64) -> Change {
-    let bantime = if seconds == 0 { Bantime::Forever } else { Bantime::For(Duration::from_secs(seconds)) };
-    Change::Ban(Ban { jail: jail(name), target: target(addr), at: NOW, bantime })
-}
-
-fn release(name: &str, addr: &str) -> Change {
-    Change::Release { jail: jail(name), target: target(addr) }
-}
-
-fn target(addr: &str) -> Target {
-    Target::of(addr.parse().unwrap())
-}
-
-/// `count` different addresses, each banned by sshd for an hour.
-fn many(count: u32) -> Vec<Change> {
-    let addr = |index: u32| IpAddr::V4((0x0a00_0000 + index).into()).to_string();
-    (0..count).map(|index| ban("sshd", &addr(index), 3_600)).collect()
-}
-
-fn installed(layout: &Layout) -> Netlink {
-    let mut netlink = Netlink::open().unwrap();
-    install(&mut netlink, layout, &[]);
-    netlink
-}
-
-/// Installs over what is there, and checks that a second time nothing is left to do.
-fn install(netlink: &mut Netlink, layout: &Layout, standing: &[Standing]) {
-    let found = netlink.table(true).unwrap();
-    netlink.commit(&plan::install(layout, found.as_ref(), standing)).unwrap();
-    let found = netlink.table(true).unwrap();
-    assert_eq!(plan::install(layout, found.as_ref(), standing), Transaction::default());
-}
-
-fn apply(netlink: &mut Netlink, changes: &[Change]) {
-    netlink.commit(&plan::apply(changes, NOW)).unwrap();
-}
-
-fn remaining(netlink: &mut Netlink, name: &str, addr: &str) -> Option<Standing> {
-    netlink.remaining(&jail(name), target(addr)).unwrap()
-}
-
-fn left(netlink: &mut Netlink, name: &str, addr: &str) -> Duration {
-    remaining(netlink, name, addr).expect("it is banned").expires.expect("for a time")
-}
-
-/// Time left, as the kernel's clock has moved on since it was set.
-fn assert_about(left: Duration, seconds: u64) {
-    let whole = Duration::from_secs(seconds);
-    assert!(left <= whole && left + Duration::from_secs(1) >= whole, "{left:?} is not about {seconds} s");
-}
-
-fn masked(listing: &str) -> String {
-    let expires = Regex::new("expires [0-9dhms]+").unwrap();
-    expires.replace_all(listing, "expires *").into_owned()
-}
-
-/// What `nft -j` lists, without what differs from one programming to the next.
-fn listed_objects() -> Value {
-    fn strip(value: &mut Value) {
-        match value {
-            Value::Array(items) => items.iter_mut().for_each(strip),
-            Value::Object(fields) => {
-                for volatile in ["handle", "expires", "metainfo"] {
-                    fields.remove(volatile);
-                }
-                fields.values_mut().for_each(strip);
-            }
-            _ => {}
-        }
-    }
-    let mut objects = serde_json::from_str(&run(&["nft", "-j", "list", "table", "inet", "nftjail"])).unwrap();
-    strip(&mut objects);
-    objects
-}
-
-/// The table reads back, prints as nft prints it, and nft loads what it printed.
-fn assert_prints_as_nft_does(netlink: &mut Netlink) -> Table {
-    let listing = run(&LIST);
-    let table = netlink.table(true).unwrap().unwrap();
-    assert_eq!(masked(&table.to_string()), masked(&listing));
-    feed(&["nft", "-c", "-f", "-"], &listing).unwrap();
-    let again = in_namespace(|| {
-        feed(&["nft", "-f", "-"], &listing).unwrap();
-        run(&LIST)
-    });
-    assert_eq!(masked(&again), masked(&listing));
-    table
-}
+use crate::netns::*;
 
 #[test]
 fn the_layout_as_programmed_is_the_documented_one() {
@@ -420,6 +307,10 @@ fn foreign_things_in_our_table_are_read_and_removed() {
         "add chain inet nftjail other { type filter hook input priority 0; }\n\
          add rule inet nftjail other tcp dport { 22, 80 } counter log accept",
         "add rule inet nftjail jail_sshd ip saddr 10.0.0.1 accept",
+        "add rule inet nftjail jail_sshd ip saddr != @sshd_v4 counter name sshd_dropped drop",
+        "add rule inet nftjail jail_sshd ip6 saddr & ffff:ffff:ffff:ff00:: == @sshd_v6 counter name sshd_dropped drop",
+        "add rule inet nftjail jail_sshd ip daddr @sshd_v4 counter name sshd_dropped drop",
+        "add rule inet nftjail jail_sshd goto jail_web",
         "add map inet nftjail m { type ipv4_addr : verdict; }\n\
          add element inet nftjail m { 10.0.0.1 : jump jail_web }",
         "add set inet nftjail macs { type ether_addr; }",
@@ -429,14 +320,14 @@ fn foreign_things_in_our_table_are_read_and_removed() {
         "add element inet nftjail ignore_v4 { 10.0.0.1-10.0.0.3 }",
         "delete rule inet nftjail prerouting handle HANDLE",
     ];
+    let accept = Regex::new("accept # handle ([0-9]+)").unwrap();
     for stranger in strangers {
         in_namespace(|| {
             let mut netlink = installed(&layout());
             apply(&mut netlink, &[ban("sshd", "192.0.2.1", 600)]);
             let before = masked(&run(&LIST));
             let chain = run(&["nft", "-a", "list", "chain", "inet", "nftjail", "prerouting"]);
-            let handle =
-                Regex::new("accept # handle ([0-9]+)").unwrap().captures(&chain).unwrap()[1].to_owned();
+            let handle = accept.captures(&chain).unwrap()[1].to_owned();
             feed(&["nft", "-f", "-"], &stranger.replace("HANDLE", &handle)).unwrap();
             assert_ne!(masked(&run(&LIST)), before, "{stranger}");
             install(&mut netlink, &layout(), &[]);
@@ -444,6 +335,25 @@ fn foreign_things_in_our_table_are_read_and_removed() {
             assert_about(left(&mut netlink, "sshd", "192.0.2.1"), 600);
         });
     }
+}
+
+#[test]
+fn a_table_of_another_make_is_replaced_with_its_bans_and_counts() {
+    in_namespace(|| {
+        let other = "table inet nftjail {
+            counter sshd_dropped { packets 7 bytes 280; }
+            set sshd_v4 { type ipv4_addr; flags timeout; elements = { 192.0.2.1 timeout 1h expires 10m, 192.0.2.2 }; }
+            set web_v4 { type ipv4_addr; flags interval; elements = { 192.0.2.0/24 }; }
+            chain prerouting { type filter hook prerouting priority 0; ip saddr @sshd_v4 counter name sshd_dropped drop; }
+        }";
+        feed(&["nft", "-f", "-"], other).unwrap();
+        let mut netlink = installed(&layout());
+        assert_about(left(&mut netlink, "sshd", "192.0.2.1"), 600);
+        assert_eq!(remaining(&mut netlink, "sshd", "192.0.2.2").unwrap().timeout, None);
+        assert_eq!(netlink.dropped().unwrap()[&jail("sshd")].packets, 7);
+        assert_eq!(assert_prints_as_nft_does(&mut netlink).standing().count(), 2);
+        assert!(run(&LIST).contains("priority raw - 10"));
+    });
 }
 
 #[test]

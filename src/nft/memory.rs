@@ -25,12 +25,8 @@ struct Held {
     elements: BTreeMap<String, Contents>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Contents {
-    now: BTreeMap<Key, Element>,
-    /// Deleted in this transaction: the kernel gives their room to elements of the same transaction.
-    deleted: usize,
-}
+/// The elements of one set.
+type Contents = BTreeMap<Key, Element>;
 
 /// A refusal of one operation: which element, and why.
 type Fault = (Option<usize>, Errno);
@@ -56,9 +52,6 @@ impl Firewall for Memory {
             perform(&mut table, what)
                 .map_err(|(element, errno)| explain(&table, what, operation, element, errno))?;
         }
-        for contents in table.iter_mut().flat_map(|held| held.elements.values_mut()) {
-            contents.deleted = 0;
-        }
         self.table = table;
         Ok(())
     }
@@ -67,7 +60,7 @@ impl Firewall for Memory {
         Ok(self.table.as_ref().map(|held| {
             let mut table = held.table.clone();
             for set in table.sets.iter_mut().filter(|set| elements || !set.timeout) {
-                set.elements = held.elements[&set.name].now.values().cloned().collect();
+                set.elements = held.elements[&set.name].values().cloned().collect();
             }
             table
         }))
@@ -80,7 +73,7 @@ impl Firewall for Memory {
 
     fn remaining(&mut self, jail: &JailName, target: Target) -> Result<Option<Standing>, Refusal> {
         let contents = self.table.as_ref().and_then(|held| held.elements.get(&set_name(jail, target)));
-        let element = contents.and_then(|contents| contents.now.get(&Key::Addr(target.network())));
+        let element = contents.and_then(|contents| contents.get(&Key::Addr(target.network())));
         Ok(element.map(|element| Standing {
             jail: jail.clone(),
             target,
@@ -152,8 +145,7 @@ fn perform_in(held: &mut Held, what: &Operation) -> Result<(), Fault> {
         }
         Operation::FlushSet(name) => {
             let contents = held.elements.get_mut(name).ok_or((None, Errno::NOENT))?;
-            contents.deleted += contents.now.len();
-            contents.now.clear();
+            contents.clear();
         }
         Operation::AddElements { set, elements } => {
             let size = table.set(set).ok_or((None, Errno::NOENT))?.size;
@@ -163,8 +155,7 @@ fn perform_in(held: &mut Held, what: &Operation) -> Result<(), Fault> {
         Operation::DeleteElements { set, elements } => {
             let contents = held.elements.get_mut(set).ok_or((None, Errno::NOENT))?;
             for (index, element) in elements.iter().enumerate() {
-                contents.now.remove(&element.key).ok_or((Some(index), Errno::NOENT))?;
-                contents.deleted += 1;
+                contents.remove(&element.key).ok_or((Some(index), Errno::NOENT))?;
             }
         }
         Operation::AddChain(chain) => match table.chain(&chain.name) {
@@ -196,14 +187,14 @@ fn perform_in(held: &mut Held, what: &Operation) -> Result<(), Fault> {
 fn add(contents: &mut Contents, size: Option<u32>, elements: &[Element]) -> Result<(), Fault> {
     for (index, element) in elements.iter().enumerate() {
         let interval = matches!(element.key, Key::Range(..));
-        if interval && contents.now.keys().any(|key| overlap(*key, element.key)) {
+        if interval && contents.keys().any(|key| overlap(*key, element.key)) {
             return Err((Some(index), Errno::EXIST));
         }
-        let taken = contents.now.len();
-        match contents.now.entry(element.key) {
+        let taken = contents.len();
+        match contents.entry(element.key) {
             // What exists keeps its timer, as on Linux before 6.12.
             Entry::Occupied(_) => {}
-            Entry::Vacant(_) if size.is_some_and(|size| taken >= size as usize + contents.deleted) => {
+            Entry::Vacant(_) if size.is_some_and(|size| taken >= size as usize) => {
                 return Err((Some(index), Errno::NFILE));
             }
             Entry::Vacant(entry) => {
@@ -249,5 +240,65 @@ fn chain_of(rule: &Rule) -> Option<&String> {
     match rule {
         Rule::Jump { chain } | Rule::JumpPorts { chain, .. } => Some(chain),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Layout, Timestamp};
+    use crate::nft::plan;
+
+    fn with_jail() -> (Memory, JailName) {
+        let (mut memory, jail): (Memory, JailName) = (Memory::default(), "sshd".parse().unwrap());
+        let cell = crate::model::Cell { jail: jail.clone(), ports: crate::model::Ports::All, capacity: 1 };
+        let layout = Layout { cells: vec![cell], never: Vec::new() };
+        memory.commit(&plan::install(&layout, None, &[])).unwrap();
+        (memory, jail)
+    }
+
+    #[test]
+    fn what_is_refused_changes_nothing() {
+        let (mut memory, jail) = with_jail();
+        let before = memory.table(true);
+        let bantime = crate::model::Bantime::Forever;
+        let ban = |addr: &str| {
+            let target = addr.parse().unwrap();
+            crate::model::Change::Ban(crate::model::Ban {
+                jail: jail.clone(),
+                target,
+                at: Timestamp::default(),
+                bantime,
+            })
+        };
+        let transaction = plan::apply(&[ban("192.0.2.2"), ban("192.0.2.1")], Timestamp::default());
+        let refusal = memory.commit(&transaction).unwrap_err();
+        assert_eq!(refusal.to_string(), "set sshd_v4 is full (1 elements)");
+        assert_eq!(refusal.change(&transaction), Some(0), "it is the second by address");
+        assert_eq!(memory.table(true), before);
+    }
+
+    #[test]
+    fn what_is_in_use_cannot_be_deleted_and_what_is_not_there_neither() {
+        let (mut memory, jail) = with_jail();
+        let mut refuses = |operation: Operation, errno: Option<Errno>| {
+            let mut transaction = Transaction::default();
+            transaction.push(operation);
+            match memory.commit(&transaction) {
+                Err(Refusal::Failed { errno: found, .. }) => assert_eq!(Some(found), errno),
+                other => {
+                    assert!(errno.is_none() && matches!(other, Err(Refusal::Missing { .. })), "{other:?}")
+                }
+            }
+        };
+        refuses(Operation::DeleteSet("sshd_v4".into()), Some(Errno::BUSY));
+        refuses(Operation::DeleteCounter("sshd_dropped".into()), Some(Errno::BUSY));
+        refuses(Operation::DeleteChain("jail_sshd".into()), Some(Errno::BUSY));
+        refuses(Operation::DeleteSet("nosuch".into()), None);
+        let dropped = Dropped { packets: 1, bytes: 40 };
+        memory.set_dropped(&jail, dropped);
+        assert_eq!(memory.dropped().unwrap()[&jail], dropped);
+        memory.flush();
+        assert_eq!(memory.table(true), Ok(None));
     }
 }

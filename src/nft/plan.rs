@@ -287,3 +287,135 @@ pub fn apply(changes: &[Change], now: Timestamp) -> Transaction {
     }
     transaction
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Ban, Bantime, Protocol};
+    use crate::nft::Firewall;
+    use crate::nft::memory::Memory;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+
+    fn jail(name: &str) -> JailName {
+        name.parse().unwrap()
+    }
+
+    fn ban(addr: &str, ms: u64) -> Change {
+        let bantime = Bantime::For(Duration::from_millis(ms));
+        Change::Ban(Ban { jail: jail("sshd"), target: addr.parse().unwrap(), at: NOW, bantime })
+    }
+
+    fn release(addr: &str) -> Change {
+        Change::Release { jail: jail("sshd"), target: addr.parse().unwrap() }
+    }
+
+    #[test]
+    fn releases_go_first_and_bans_are_added_deleted_and_added() {
+        let transaction = apply(&[ban("192.0.2.1", 600_000), release("192.0.2.2")], NOW);
+        let expected = [
+            "add element inet nftjail sshd_v4 { 192.0.2.2 }",
+            "delete element inet nftjail sshd_v4 { 192.0.2.2 }",
+            "add element inet nftjail sshd_v4 { 192.0.2.1 timeout 10m }",
+            "delete element inet nftjail sshd_v4 { 192.0.2.1 }",
+            "add element inet nftjail sshd_v4 { 192.0.2.1 timeout 10m }",
+        ];
+        assert_eq!(transaction.to_string().lines().collect::<Vec<_>>(), expected);
+        let origins: Vec<_> = (0..6).map(|operation| transaction.change_at(operation, 0)).collect();
+        assert_eq!(origins, [Some(1), Some(1), Some(0), Some(0), Some(0), None]);
+        assert_eq!(transaction.change_at(0, 1), None);
+    }
+
+    #[test]
+    fn the_last_change_counts_and_ended_bans_do_not() {
+        let changes = [ban("192.0.2.1", 1_000), release("192.0.2.1"), ban("192.0.2.1", 60_000)];
+        let transaction = apply(&changes, NOW);
+        assert_eq!(transaction.operations().len(), 3);
+        assert_eq!(transaction.change_at(0, 0), Some(2));
+        assert!(apply(&changes, NOW.plus(Duration::from_secs(60))).to_string().contains("delete element"));
+        assert!(apply(&changes[..1], NOW.plus(Duration::from_secs(1))).is_empty());
+        assert!(apply(&[], NOW).is_empty());
+    }
+
+    #[test]
+    fn many_bans_are_split_into_messages_that_fit() {
+        let changes: Vec<Change> =
+            (0..2_500u32).map(|at| ban(&format!("10.0.{}.{}", at / 250, at % 250), 1)).collect();
+        let transaction = apply(&changes, NOW);
+        let sizes: Vec<usize> =
+            transaction.operations().iter().map(|operation| operation.elements().unwrap().1.len()).collect();
+        assert_eq!(sizes, [1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 500, 500, 500]);
+        let mut origins: Vec<usize> = (0..9)
+            .step_by(3)
+            .flat_map(|operation| (0..1_000).map(move |element| (operation, element)))
+            .filter_map(|(operation, element)| transaction.change_at(operation, element))
+            .collect();
+        origins.sort();
+        assert!(origins.into_iter().eq(0..2_500));
+    }
+
+    #[test]
+    fn where_not_all_fit_those_that_last_longest_are_installed() {
+        let cell = Cell { jail: jail("sshd"), ports: Ports::All, capacity: 2 };
+        let layout = Layout { cells: vec![cell], never: Vec::new() };
+        let standing = |addr: &str, seconds: Option<u64>| {
+            let time = seconds.map(Duration::from_secs);
+            Standing { jail: jail("sshd"), target: addr.parse().unwrap(), timeout: time, expires: time }
+        };
+        let all =
+            [standing("192.0.2.1", Some(9)), standing("192.0.2.2", None), standing("192.0.2.3", Some(10))];
+        let script = install(&layout, None, &all).to_string();
+        assert!(script.contains("{ 192.0.2.2, 192.0.2.3 timeout 10s expires 10s }"), "{script}");
+    }
+
+    fn layouts() -> impl Strategy<Value = Layout> {
+        let ports = prop_oneof![
+            Just(Ports::All),
+            proptest::collection::btree_set(1u16..4, 1..3)
+                .prop_map(|ports| Ports::Some(ports.into_iter().map(|port| (Protocol::Tcp, port)).collect())),
+        ];
+        let cell = (prop::sample::select(vec!["a", "b", "c"]), ports, 2u32..4)
+            .prop_map(|(name, ports, capacity)| Cell { jail: jail(name), ports, capacity });
+        let never = prop::sample::subsequence(vec!["10.0.0.0/8", "10.0.0.0/9", "10.128.0.0/9", "::/0"], 0..4);
+        (proptest::collection::vec(cell, 0..4), never).prop_map(|(mut cells, never)| {
+            cells.sort_by_key(|cell| cell.jail.clone());
+            cells.dedup_by_key(|cell| cell.jail.clone());
+            Layout { cells, never: never.into_iter().map(|net| net.parse().unwrap()).collect() }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_layout_is_reached_from_any_other_and_the_bans_of_jails_that_stay_are_kept(
+            layouts in proptest::collection::vec(layouts(), 2..5),
+        ) {
+            let mut memory = Memory::default();
+            let mut before = Layout::default();
+            for layout in layouts {
+                let found = memory.table(true).unwrap();
+                memory.commit(&install(&layout, found.as_ref(), &[])).unwrap();
+                for cell in &layout.cells {
+                    let was = before.cells.iter().any(|old| old.jail == cell.jail);
+                    let target = "192.0.2.1".parse().unwrap();
+                    prop_assert_eq!(memory.remaining(&cell.jail, target).unwrap().is_some(), was);
+                    let (jail, at, bantime) = (cell.jail.clone(), NOW, Bantime::Forever);
+                    memory.commit(&apply(&[Change::Ban(Ban { jail, target, at, bantime })], NOW)).unwrap();
+                }
+                let found = memory.table(true).unwrap();
+                prop_assert!(install(&layout, found.as_ref(), &[]).is_empty());
+                let found = found.unwrap();
+                let wanted = wanted(&layout);
+                prop_assert_eq!(found.sets.len(), wanted.sets.len());
+                for chain in &wanted.chains {
+                    prop_assert_eq!(found.chain(&chain.name), Some(chain));
+                }
+                for set in wanted.sets.iter().filter(|set| !set.timeout) {
+                    prop_assert!(same_elements(found.set(&set.name).unwrap(), set));
+                }
+                before = layout;
+            }
+        }
+    }
+}

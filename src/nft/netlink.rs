@@ -58,7 +58,7 @@ impl Netlink {
         Ok(netlink)
     }
 
-    /// In a user namespace only the kernel's usual limits can be reached; they do for 7,000 bans at once.
+    /// Where the limits may not be lifted, the kernel's usual ones do for 2,500 bans at once.
     fn widen(&self) {
         if sockopt::set_socket_send_buffer_size_force(&self.socket, SEND_BUFFER_BYTES).is_err() {
             let _ = sockopt::set_socket_send_buffer_size(&self.socket, SEND_BUFFER_BYTES);
@@ -70,7 +70,7 @@ impl Netlink {
 
     fn generation(&mut self) -> Result<u32, Unanswered> {
         let mut generation = None;
-        self.ask(NFT_MSG_GETGEN, false, |_| {}, |_, body| generation = reply::generation(body))?;
+        self.ask(NFT_MSG_GETGEN, false, |_| {}, |body| generation = reply::generation(body))?;
         generation.ok_or(Unanswered::Lost)
     }
 
@@ -80,7 +80,7 @@ impl Netlink {
         kind: u16,
         dump: bool,
         body: impl FnOnce(&mut Writer),
-        mut take: impl FnMut(u16, &[u8]),
+        mut take: impl FnMut(&[u8]),
     ) -> Result<(), Unanswered> {
         let asked = self.sequence;
         self.sequence = self.sequence.wrapping_add(1);
@@ -95,9 +95,9 @@ impl Netlink {
                     Reply::Done { errno: 0, .. } if disturbed => return Err(Unanswered::Interrupted),
                     Reply::Done { errno: 0, .. } => return Ok(()),
                     Reply::Done { errno, .. } => return Err(refused(errno)),
-                    Reply::Object { kind, body, interrupted, .. } => {
+                    Reply::Object { body, interrupted, .. } => {
                         disturbed |= interrupted;
-                        take(kind, body);
+                        take(body);
                         if !dump {
                             return Ok(());
                         }
@@ -125,7 +125,7 @@ impl Netlink {
         }
     }
 
-    /// All refusals of a batch that was just sent; the first by sequence counts.
+    /// All refusals of a batch that was just sent; the first counts.
     fn first_refusal(&mut self, batch: &Batch) -> Result<Option<(u32, Errno, Option<u32>)>, Unanswered> {
         let mut first: Option<(u32, Errno, Option<u32>)> = None;
         let mut lost = false;
@@ -186,7 +186,7 @@ impl Netlink {
             writer.text(NFTA_SET_NAME, name);
         };
         let _ =
-            self.ask(NFT_MSG_GETSET, false, body, |_, body| size = reply::set(body).and_then(|set| set.size));
+            self.ask(NFT_MSG_GETSET, false, body, |body| size = reply::set(body).and_then(|set| set.size));
         size.unwrap_or(0)
     }
 
@@ -217,25 +217,25 @@ impl Netlink {
         let mut table = Table::default();
         let mut found = None;
         let name = |writer: &mut Writer| writer.text(NFTA_TABLE_NAME, TABLE);
-        match self.ask(NFT_MSG_GETTABLE, false, name, |_, body| found = reply::table(body)) {
+        match self.ask(NFT_MSG_GETTABLE, false, name, |body| found = reply::table(body)) {
             Err(Unanswered::Refused(Errno::NOENT)) => return Ok(None),
             other => other?,
         }
         table.comment = found.flatten();
-        self.ask(NFT_MSG_GETCHAIN, true, |_| {}, |_, body| table.chains.extend(reply::chain(body)))?;
-        self.ask(NFT_MSG_GETRULE, true, name, |_, body| {
+        self.ask(NFT_MSG_GETCHAIN, true, |_| {}, |body| table.chains.extend(reply::chain(body)))?;
+        self.ask(NFT_MSG_GETRULE, true, name, |body| {
             let Some((chain, rule)) = reply::rule(body) else { return };
             if let Some(chain) = table.chains.iter_mut().find(|known| known.name == chain) {
                 chain.rules.push(rule);
             }
         })?;
-        self.ask(NFT_MSG_GETSET, true, name, |_, body| table.sets.extend(reply::set(body)))?;
-        self.ask(NFT_MSG_GETOBJ, true, name, |_, body| match reply::object(body) {
+        self.ask(NFT_MSG_GETSET, true, name, |body| table.sets.extend(reply::set(body)))?;
+        self.ask(NFT_MSG_GETOBJ, true, name, |body| match reply::object(body) {
             Some(Ok(counter)) => table.counters.push(counter),
             Some(Err(foreign)) => table.foreign.push(foreign),
             None => {}
         })?;
-        self.ask(NFT_MSG_GETFLOWTABLE, true, name, |_, body| table.foreign.extend(reply::flow_table(body)))?;
+        self.ask(NFT_MSG_GETFLOWTABLE, true, name, |body| table.foreign.extend(reply::flow_table(body)))?;
         for set in table.sets.iter_mut().filter(|set| set.key != KeyType::Foreign) {
             if elements || !set.timeout {
                 set.elements = reply::elements(set, self.marks(set)?);
@@ -250,7 +250,7 @@ impl Netlink {
             writer.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
             writer.text(NFTA_SET_ELEM_LIST_SET, &set.name);
         };
-        self.ask(NFT_MSG_GETSETELEM, true, body, |_, body| marks.extend(reply::marks(body)))?;
+        self.ask(NFT_MSG_GETSETELEM, true, body, |body| marks.extend(reply::marks(body)))?;
         Ok(marks)
     }
 }
@@ -283,7 +283,7 @@ impl Firewall for Netlink {
         self.steadily("reading the counters", |netlink| {
             let mut dropped = BTreeMap::new();
             let body = |writer: &mut Writer| writer.text(NFTA_OBJ_TABLE, TABLE);
-            netlink.ask(NFT_MSG_GETOBJ, true, body, |_, body| {
+            netlink.ask(NFT_MSG_GETOBJ, true, body, |body| {
                 if let Some(Ok(counter)) = reply::object(body)
                     && let Some(jail) = counter.jail()
                 {
@@ -298,7 +298,7 @@ impl Firewall for Netlink {
         let set = set_name(jail, target);
         let mut marks = Vec::new();
         let body = |writer: &mut Writer| one_element(writer, &set, target.network());
-        match self.ask(NFT_MSG_GETSETELEM, false, body, |_, body| marks = reply::marks(body)) {
+        match self.ask(NFT_MSG_GETSETELEM, false, body, |body| marks = reply::marks(body)) {
             Ok(()) => {}
             Err(Unanswered::Refused(Errno::NOENT)) => return Ok(None),
             Err(other) => return Err(not_read(&format!("looking up {target} in set {set}"), other)),

@@ -29,8 +29,8 @@ pub enum Reply<'a> {
     Error { sequence: u32, errno: i32, offset: Option<u32> },
     /// The dump is complete.
     Done { sequence: u32, errno: i32 },
-    /// `kind` is one of `NFT_MSG_*`; `interrupted` says that the ruleset changed under the dump.
-    Object { sequence: u32, kind: u16, body: &'a [u8], interrupted: bool },
+    /// One object; `interrupted` says that the ruleset changed under the dump.
+    Object { sequence: u32, body: &'a [u8], interrupted: bool },
 }
 
 impl Reply<'_> {
@@ -56,8 +56,7 @@ pub fn replies(bytes: &[u8]) -> impl Iterator<Item = Reply<'_>> {
                 let inet = payload
                     .first()
                     .is_some_and(|family| *family == NFPROTO_INET || kind as u8 == NFT_MSG_NEWGEN as u8);
-                let (kind, body) = (kind & 0xff, message.body());
-                inet.then_some(Reply::Object { sequence, kind, body, interrupted })
+                inet.then_some(Reply::Object { sequence, body: message.body(), interrupted })
             }
             _ => None,
         }

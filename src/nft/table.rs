@@ -12,9 +12,9 @@ use crate::model::{Dropped, JailName, Protocol, Target};
 /// The name of our table, in the family `inet`.
 pub const TABLE: &str = "nftjail";
 
-/// The shortest timeout that we ever program. The kernel counts in jiffies and rounds down, and a timeout of
-/// 0 jiffies is a permanent element; a jiffy is at most 10 ms (kernel/Kconfig.hz).
-pub const TIMEOUT_MIN: Duration = Duration::from_millis(10);
+/// The shortest timeout that we ever program: 0 would be a permanent element, and what is less than a jiffy
+/// the kernel rounds up to one.
+pub const TIMEOUT_MIN: Duration = Duration::from_millis(1);
 
 /// The longest timeout that we ever program: a hundred years. The kernel refuses 584 with ERANGE.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -483,8 +483,8 @@ mod tests {
             let element = Element::lasting(addr("192.0.2.1"), ms(timeout), ms(expires));
             (element.timeout.unwrap().as_millis(), element.expires.unwrap().as_millis())
         };
-        assert_eq!(element(0, 0), (10, 10));
-        assert_eq!(element(600_000, 0), (600_000, 10));
+        assert_eq!(element(0, 0), (1, 1));
+        assert_eq!(element(600_000, 0), (600_000, 1));
         assert_eq!(element(600_000, 600_001), (600_000, 600_000));
         assert_eq!(element(u64::MAX, u64::MAX), (TIMEOUT_MAX.as_millis(), TIMEOUT_MAX.as_millis()));
     }

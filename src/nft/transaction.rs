@@ -106,6 +106,7 @@ impl Transaction {
         })
     }
 
+    /// Appends an operation of at most `ELEMENTS_MAX` elements.
     pub fn push(&mut self, operation: Operation) {
         debug_assert!(operation.elements().is_none_or(|(_, elements)| elements.len() <= ELEMENTS_MAX));
         self.operations.push(operation);

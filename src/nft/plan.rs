@@ -1,0 +1,421 @@
+//! From what we want to the one transaction that makes the kernel hold it: the whole layout, or changes to bans.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::table::{Chain, Counter, Element, Family, Hook, Key, KeyType, Rule, Set, Standing, Table};
+use super::transaction::{ELEMENTS_MAX, Operation, Transaction};
+use crate::model::{Cell, Change, Dropped, JailName, Layout, Ports, Target, Timestamp};
+
+const COMMENT: &str = "nftjail agent, layout 1";
+
+/// The table that the layout asks for, without bans.
+pub fn wanted(layout: &Layout) -> Table {
+    let mut table = Table { comment: Some(COMMENT.to_owned()), ..Table::default() };
+    table.counters = layout.cells.iter().map(|cell| counter(&cell.jail)).collect();
+    let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
+        IpNet::aggregate(&layout.never).into_iter().partition(|net| matches!(net, IpNet::V4(_)));
+    table.sets = vec![never("ignore_v4", KeyType::Ipv4, v4), never("ignore_v6", KeyType::Ipv6, v6)];
+    let mut gate = vec![
+        Rule::Accept { family: Family::Ipv4, set: "ignore_v4".to_owned() },
+        Rule::Accept { family: Family::Ipv6, set: "ignore_v6".to_owned() },
+    ];
+    let mut chains = Vec::new();
+    for cell in &layout.cells {
+        let jail = &cell.jail;
+        table.sets.push(bans(cell, KeyType::Ipv4));
+        table.sets.push(bans(cell, KeyType::Ipv6));
+        let chain = format!("jail_{jail}");
+        gate.push(match ports(cell) {
+            None => Rule::Jump { chain: chain.clone() },
+            Some(ports) => {
+                let rule = Rule::JumpPorts { ports: ports.name.clone(), chain: chain.clone() };
+                table.sets.push(ports);
+                rule
+            }
+        });
+        let drop = |family, suffix| {
+            let (set, counter) = (format!("{jail}_{suffix}"), format!("{jail}_dropped"));
+            Rule::Drop { family, set, counter }
+        };
+        let rules = vec![drop(Family::Ipv4, "v4"), drop(Family::Ipv6, "v6")];
+        chains.push(Chain { name: chain, hook: Hook::None, rules });
+    }
+    table.chains = vec![Chain { name: "prerouting".to_owned(), hook: Hook::Prerouting, rules: gate }];
+    table.chains.extend(chains);
+    table
+}
+
+fn counter(jail: &JailName) -> Counter {
+    Counter { name: format!("{jail}_dropped"), dropped: Dropped::default() }
+}
+
+fn never(name: &str, key: KeyType, nets: Vec<IpNet>) -> Set {
+    let mut elements: Vec<Element> =
+        nets.into_iter().map(|net| Element::permanent(Key::Range(net.network(), net.broadcast()))).collect();
+    elements.sort_by_key(|element| element.key);
+    let comment = Some("never banned".to_owned());
+    Set { name: name.to_owned(), key, timeout: false, interval: true, size: None, comment, elements }
+}
+
+fn bans(cell: &Cell, key: KeyType) -> Set {
+    let jail = &cell.jail;
+    let (name, comment) = match key {
+        KeyType::Ipv6 => (format!("{jail}_v6"), format!("jail {jail} /64")),
+        _ => (format!("{jail}_v4"), format!("jail {jail}")),
+    };
+    let size = Some(cell.capacity);
+    Set { name, key, timeout: true, interval: false, size, comment: Some(comment), elements: Vec::new() }
+}
+
+fn ports(cell: &Cell) -> Option<Set> {
+    let Ports::Some(ports) = &cell.ports else { return None };
+    let elements = ports
+        .iter()
+        .map(|&(protocol, port)| Element::permanent(Key::Service(protocol as u8, port)))
+        .collect();
+    let (key, comment) = (KeyType::ProtoService, Some(format!("jail {}", cell.jail)));
+    let name = format!("{}_ports", cell.jail);
+    Some(Set { name, key, timeout: false, interval: false, size: None, comment, elements })
+}
+
+/// Makes the kernel hold exactly the layout, whatever `found` is: bans of jails that stay are kept with their
+/// remaining time, everything else that is not in the layout goes. Empty where nothing is to be done.
+///
+/// `found` must have been read with its elements: sets that must be created anew are filled from it.
+/// `standing` are bans to put in as well; where `found` has the ban already, the kernel's is kept. Where a set
+/// cannot hold all, those that last longest are put in.
+pub fn install(layout: &Layout, found: Option<&Table>, standing: &[Standing]) -> Transaction {
+    let wanted = wanted(layout);
+    let nothing = Table::default();
+    let held = found.unwrap_or(&nothing);
+    let mut transaction = Transaction::default();
+    let keep = found.is_some_and(|found| may_stay(found, &wanted));
+    if found.is_some() && !keep {
+        transaction.push(Operation::DeleteTable);
+    }
+    if !keep {
+        transaction.push(Operation::AddTable(COMMENT.to_owned()));
+    }
+    let old = if keep { held } else { &nothing };
+    let rules_stay = clear(&mut transaction, old, &wanted);
+    for counter in wanted.counters.iter().filter(|counter| old.counter(&counter.name).is_none()) {
+        let dropped = held.counter(&counter.name).map_or(counter.dropped, |held| held.dropped);
+        transaction.push(Operation::AddCounter(Counter { name: counter.name.clone(), dropped }));
+    }
+    let standing = by_set(standing);
+    for set in &wanted.sets {
+        fill(&mut transaction, set, old, held, standing.get(&set.name));
+    }
+    if !rules_stay {
+        program(&mut transaction, old, &wanted);
+    }
+    transaction
+}
+
+/// Whether the table itself can be kept: what cannot be changed in place, or named one by one, goes with it.
+fn may_stay(found: &Table, wanted: &Table) -> bool {
+    let same_hook = |chain: &Chain| wanted.chain(&chain.name).is_none_or(|wanted| wanted.hook == chain.hook);
+    found.comment == wanted.comment && found.foreign.is_empty() && found.chains.iter().all(same_hook)
+}
+
+/// Deletes what must not stay: rules first, since they hold the sets, then sets, which may hold chains.
+fn clear(transaction: &mut Transaction, old: &Table, wanted: &Table) -> bool {
+    let sets: Vec<&Set> = old.sets.iter().filter(|set| !stays(set, wanted)).collect();
+    let chains: Vec<&Chain> = old.chains.iter().filter(|chain| wanted.chain(&chain.name).is_none()).collect();
+    let counters: Vec<&Counter> =
+        old.counters.iter().filter(|counter| wanted.counter(&counter.name).is_none()).collect();
+    let same_rules = wanted.chains.iter().all(|chain| old.chain(&chain.name) == Some(chain));
+    let rules_stay = same_rules && sets.is_empty() && chains.is_empty() && counters.is_empty();
+    if rules_stay {
+        return true;
+    }
+    for chain in old.chains.iter().filter(|chain| !chain.rules.is_empty()) {
+        transaction.push(Operation::FlushChain(chain.name.clone()));
+    }
+    for set in sets {
+        transaction.push(Operation::DeleteSet(set.name.clone()));
+    }
+    for chain in chains {
+        transaction.push(Operation::DeleteChain(chain.name.clone()));
+    }
+    for counter in counters {
+        transaction.push(Operation::DeleteCounter(counter.name.clone()));
+    }
+    false
+}
+
+fn stays(set: &Set, wanted: &Table) -> bool {
+    wanted.set(&set.name).is_some_and(|wanted| wanted.same_kind(set))
+}
+
+fn by_set(standing: &[Standing]) -> BTreeMap<String, BTreeMap<Key, Element>> {
+    let mut sets: BTreeMap<String, BTreeMap<Key, Element>> = BTreeMap::new();
+    for ban in standing {
+        let key = Key::Addr(ban.target.network());
+        let element = Element::lasting(key, ban.timeout, ban.expires);
+        sets.entry(set_name(&ban.jail, ban.target)).or_default().insert(key, element);
+    }
+    sets
+}
+
+/// The set that holds a jail's bans of a target's family.
+pub fn set_name(jail: &JailName, target: Target) -> String {
+    format!("{jail}_{}", if target.is_v4() { "v4" } else { "v6" })
+}
+
+/// Creates one set where it is not there, and gives it the elements that it lacks.
+fn fill(
+    transaction: &mut Transaction,
+    set: &Set,
+    old: &Table,
+    held: &Table,
+    standing: Option<&BTreeMap<Key, Element>>,
+) {
+    let stands = old.set(&set.name).filter(|old| old.same_kind(set));
+    if stands.is_none() {
+        transaction.push(Operation::AddSet(Set { elements: Vec::new(), ..set.clone() }));
+    }
+    if !set.timeout {
+        match stands {
+            Some(stands) if same_elements(stands, set) => return,
+            Some(stands) if !stands.elements.is_empty() => {
+                transaction.push(Operation::FlushSet(set.name.clone()));
+            }
+            _ => {}
+        }
+        return add(transaction, &set.name, set.elements.clone());
+    }
+    let held = held.set(&set.name).filter(|held| held.key == set.key && !held.interval);
+    let held = held.map_or(&[][..], |held| &held.elements);
+    let mut missing: BTreeMap<Key, Element> = standing.cloned().unwrap_or_default();
+    for element in held {
+        match stands {
+            Some(_) => missing.remove(&element.key),
+            None => {
+                let again = Element::lasting(element.key, element.timeout, element.expires);
+                missing.insert(element.key, again)
+            }
+        };
+    }
+    let taken = stands.map_or(0, |stands| stands.elements.len());
+    let room = set.size.map_or(usize::MAX, |size| (size as usize).saturating_sub(taken));
+    add(transaction, &set.name, longest(missing, room));
+}
+
+fn same_elements(one: &Set, other: &Set) -> bool {
+    let keys = |set: &Set| {
+        let mut keys: Vec<Key> = set.elements.iter().map(|element| element.key).collect();
+        keys.sort();
+        keys
+    };
+    keys(one) == keys(other)
+}
+
+fn longest(elements: BTreeMap<Key, Element>, room: usize) -> Vec<Element> {
+    let mut elements: Vec<Element> = elements.into_values().collect();
+    if elements.len() > room {
+        let left = |element: &Element| element.expires.or(element.timeout);
+        elements.sort_by(|one, other| {
+            let forever_first = one.timeout.is_some().cmp(&other.timeout.is_some());
+            forever_first.then(left(other).cmp(&left(one)))
+        });
+        elements.truncate(room);
+    }
+    elements
+}
+
+fn add(transaction: &mut Transaction, set: &str, elements: Vec<Element>) {
+    for chunk in elements.chunks(ELEMENTS_MAX) {
+        transaction.push(Operation::AddElements { set: set.to_owned(), elements: chunk.into() });
+    }
+}
+
+/// Adds the chains that are not there, then all rules: every chain is empty by now.
+fn program(transaction: &mut Transaction, old: &Table, wanted: &Table) {
+    for chain in wanted.chains.iter().filter(|chain| old.chain(&chain.name).is_none()) {
+        transaction.push(Operation::AddChain(Chain { rules: Vec::new(), ..chain.clone() }));
+    }
+    for chain in &wanted.chains {
+        for rule in &chain.rules {
+            transaction.push(Operation::AddRule { chain: chain.name.clone(), rule: rule.clone() });
+        }
+    }
+}
+
+/// Bans and releases, in one transaction; releases come first, so that their room can be used.
+///
+/// A ban that ended before `now` is left out. Of several changes for one jail and target the last counts.
+/// Every element is added before it is deleted, so that deleting cannot fail where it does not exist, and a
+/// ban is added once more: on no kernel does a mere repeated add extend the timer for sure.
+/// Where a set is full, releasing what it does not hold is refused as full too.
+pub fn apply(changes: &[Change], now: Timestamp) -> Transaction {
+    let mut last: BTreeMap<(&JailName, Target), usize> = BTreeMap::new();
+    for (index, change) in changes.iter().enumerate() {
+        if !matches!(change, Change::Ban(ban) if ban.end().is_some_and(|end| end <= now)) {
+            last.insert((change.jail(), change.target()), index);
+        }
+    }
+    let mut sets: BTreeMap<(bool, String), Vec<(Element, usize)>> = BTreeMap::new();
+    for ((jail, target), index) in last {
+        let key = Key::Addr(target.network());
+        let (is_ban, element) = match &changes[index] {
+            Change::Ban(ban) => {
+                let left = ban.end().map(|end| end.since(now));
+                (true, Element::lasting(key, left, None))
+            }
+            Change::Release { .. } => (false, Element::permanent(key)),
+        };
+        sets.entry((is_ban, set_name(jail, target))).or_default().push((element, index));
+    }
+    let mut transaction = Transaction::default();
+    for ((is_ban, set), pairs) in sets {
+        for chunk in pairs.chunks(ELEMENTS_MAX) {
+            let elements: Arc<[Element]> = chunk.iter().map(|(element, _)| element.clone()).collect();
+            let origins: Arc<[usize]> = chunk.iter().map(|(_, index)| *index).collect();
+            let add = Operation::AddElements { set: set.clone(), elements: elements.clone() };
+            let delete = Operation::DeleteElements { set: set.clone(), elements };
+            transaction.push_from(add.clone(), origins.clone());
+            transaction.push_from(delete, origins.clone());
+            if is_ban {
+                transaction.push_from(add, origins);
+            }
+        }
+    }
+    transaction
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Ban, Bantime, Protocol};
+    use crate::nft::Firewall;
+    use crate::nft::memory::Memory;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+
+    fn jail(name: &str) -> JailName {
+        name.parse().unwrap()
+    }
+
+    fn ban(addr: &str, ms: u64) -> Change {
+        let bantime = Bantime::For(Duration::from_millis(ms));
+        Change::Ban(Ban { jail: jail("sshd"), target: addr.parse().unwrap(), at: NOW, bantime })
+    }
+
+    fn release(addr: &str) -> Change {
+        Change::Release { jail: jail("sshd"), target: addr.parse().unwrap() }
+    }
+
+    #[test]
+    fn releases_go_first_and_bans_are_added_deleted_and_added() {
+        let transaction = apply(&[ban("192.0.2.1", 600_000), release("192.0.2.2")], NOW);
+        let expected = [
+            "add element inet nftjail sshd_v4 { 192.0.2.2 }",
+            "delete element inet nftjail sshd_v4 { 192.0.2.2 }",
+            "add element inet nftjail sshd_v4 { 192.0.2.1 timeout 10m }",
+            "delete element inet nftjail sshd_v4 { 192.0.2.1 }",
+            "add element inet nftjail sshd_v4 { 192.0.2.1 timeout 10m }",
+        ];
+        assert_eq!(transaction.to_string().lines().collect::<Vec<_>>(), expected);
+        let origins: Vec<_> = (0..6).map(|operation| transaction.change_at(operation, 0)).collect();
+        assert_eq!(origins, [Some(1), Some(1), Some(0), Some(0), Some(0), None]);
+        assert_eq!(transaction.change_at(0, 1), None);
+    }
+
+    #[test]
+    fn the_last_change_counts_and_ended_bans_do_not() {
+        let changes = [ban("192.0.2.1", 1_000), release("192.0.2.1"), ban("192.0.2.1", 60_000)];
+        let transaction = apply(&changes, NOW);
+        assert_eq!(transaction.operations().len(), 3);
+        assert_eq!(transaction.change_at(0, 0), Some(2));
+        assert!(apply(&changes, NOW.plus(Duration::from_secs(60))).to_string().contains("delete element"));
+        assert!(apply(&changes[..1], NOW.plus(Duration::from_secs(1))).is_empty());
+        assert!(apply(&[], NOW).is_empty());
+    }
+
+    #[test]
+    fn many_bans_are_split_into_messages_that_fit() {
+        let changes: Vec<Change> =
+            (0..2_500u32).map(|at| ban(&format!("10.0.{}.{}", at / 250, at % 250), 1)).collect();
+        let transaction = apply(&changes, NOW);
+        let sizes: Vec<usize> =
+            transaction.operations().iter().map(|operation| operation.elements().unwrap().1.len()).collect();
+        assert_eq!(sizes, [1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 500, 500, 500]);
+        let mut origins: Vec<usize> = (0..9)
+            .step_by(3)
+            .flat_map(|operation| (0..1_000).map(move |element| (operation, element)))
+            .filter_map(|(operation, element)| transaction.change_at(operation, element))
+            .collect();
+        origins.sort();
+        assert!(origins.into_iter().eq(0..2_500));
+    }
+
+    #[test]
+    fn where_not_all_fit_those_that_last_longest_are_installed() {
+        let cell = Cell { jail: jail("sshd"), ports: Ports::All, capacity: 2 };
+        let layout = Layout { cells: vec![cell], never: Vec::new() };
+        let standing = |addr: &str, seconds: Option<u64>| {
+            let time = seconds.map(Duration::from_secs);
+            Standing { jail: jail("sshd"), target: addr.parse().unwrap(), timeout: time, expires: time }
+        };
+        let all =
+            [standing("192.0.2.1", Some(9)), standing("192.0.2.2", None), standing("192.0.2.3", Some(10))];
+        let script = install(&layout, None, &all).to_string();
+        assert!(script.contains("{ 192.0.2.2, 192.0.2.3 timeout 10s expires 10s }"), "{script}");
+    }
+
+    fn layouts() -> impl Strategy<Value = Layout> {
+        let ports = prop_oneof![
+            Just(Ports::All),
+            proptest::collection::btree_set(1u16..4, 1..3)
+                .prop_map(|ports| Ports::Some(ports.into_iter().map(|port| (Protocol::Tcp, port)).collect())),
+        ];
+        let cell = (prop::sample::select(vec!["a", "b", "c"]), ports, 2u32..4)
+            .prop_map(|(name, ports, capacity)| Cell { jail: jail(name), ports, capacity });
+        let never = prop::sample::subsequence(vec!["10.0.0.0/8", "10.0.0.0/9", "10.128.0.0/9", "::/0"], 0..4);
+        (proptest::collection::vec(cell, 0..4), never).prop_map(|(mut cells, never)| {
+            cells.sort_by_key(|cell| cell.jail.clone());
+            cells.dedup_by_key(|cell| cell.jail.clone());
+            Layout { cells, never: never.into_iter().map(|net| net.parse().unwrap()).collect() }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_layout_is_reached_from_any_other_and_the_bans_of_jails_that_stay_are_kept(
+            layouts in proptest::collection::vec(layouts(), 2..5),
+        ) {
+            let mut memory = Memory::default();
+            let mut before = Layout::default();
+            for layout in layouts {
+                let found = memory.table(true).unwrap();
+                memory.commit(&install(&layout, found.as_ref(), &[])).unwrap();
+                for cell in &layout.cells {
+                    let was = before.cells.iter().any(|old| old.jail == cell.jail);
+                    let target = "192.0.2.1".parse().unwrap();
+                    prop_assert_eq!(memory.remaining(&cell.jail, target).unwrap().is_some(), was);
+                    let (jail, at, bantime) = (cell.jail.clone(), NOW, Bantime::Forever);
+                    memory.commit(&apply(&[Change::Ban(Ban { jail, target, at, bantime })], NOW)).unwrap();
+                }
+                let found = memory.table(true).unwrap();
+                prop_assert!(install(&layout, found.as_ref(), &[]).is_empty());
+                let found = found.unwrap();
+                let wanted = wanted(&layout);
+                prop_assert_eq!(found.sets.len(), wanted.sets.len());
+                for chain in &wanted.chains {
+                    prop_assert_eq!(found.chain(&chain.name), Some(chain));
+                }
+                for set in wanted.sets.iter().filter(|set| !set.timeout) {
+                    prop_assert!(same_elements(found.set(&set.name).unwrap(), set));
+                }
+                before = layout;
+            }
+        }
+    }
+}

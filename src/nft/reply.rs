@@ -1,0 +1,331 @@
+//! The kernel's answers: refusals, and the objects of a dump as the values of `table`; no bytes make it panic.
+#![forbid(unsafe_code)]
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::attribute::{
+    HEADER_BYTES, Message, attributes, be32, find, find_be32, find_be64, find_text, messages, ne32,
+};
+use super::rule;
+use super::table::{Chain, Counter, Element, Hook, Key, KeyType, Rule, Set, TABLE};
+use super::wire::*;
+use crate::model::Dropped;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+const NLM_F_CAPPED: u16 = 0x100;
+const NLM_F_ACK_TLVS: u16 = 0x200;
+const NLMSGERR_ATTR_OFFS: u16 = 2;
+const NFT_SET_ANONYMOUS: u32 = 1;
+const NFPROTO_INET: u8 = 1;
+const NF_INET_PRE_ROUTING: u32 = 0;
+
+/// One message of an answer.
+#[derive(Debug)]
+pub enum Reply<'a> {
+    /// `errno` is 0 for an acknowledgement. `offset` is where in the refused message the fault is.
+    Error { sequence: u32, errno: i32, offset: Option<u32> },
+    /// The dump is complete.
+    Done { sequence: u32, errno: i32 },
+    /// One object; `interrupted` says that the ruleset changed under the dump.
+    Object { sequence: u32, body: &'a [u8], interrupted: bool },
+}
+
+impl Reply<'_> {
+    pub fn sequence(&self) -> u32 {
+        match self {
+            Reply::Error { sequence, .. } | Reply::Done { sequence, .. } | Reply::Object { sequence, .. } => {
+                *sequence
+            }
+        }
+    }
+}
+
+/// The answers in what one recv(2) brought.
+pub fn replies(bytes: &[u8]) -> impl Iterator<Item = Reply<'_>> {
+    messages(bytes).filter_map(|message| {
+        let Message { kind, flags, sequence, payload } = message;
+        let errno = ne32(payload).map_or(0, |code| (code as i32).saturating_neg());
+        match kind {
+            NLMSG_ERROR => Some(Reply::Error { sequence, errno, offset: offset(flags, payload) }),
+            NLMSG_DONE => Some(Reply::Done { sequence, errno }),
+            kind if kind >> 8 == NFNL_SUBSYS_NFTABLES => {
+                let interrupted = flags & NLM_F_DUMP_INTR != 0;
+                let inet = payload
+                    .first()
+                    .is_some_and(|family| *family == NFPROTO_INET || kind as u8 == NFT_MSG_NEWGEN as u8);
+                inet.then_some(Reply::Object { sequence, body: message.body(), interrupted })
+            }
+            _ => None,
+        }
+    })
+}
+
+/// After the error number comes the refused message, only its header where capped, then the attributes.
+fn offset(flags: u16, payload: &[u8]) -> Option<u32> {
+    let refused = payload.get(4..)?;
+    let length = if flags & NLM_F_CAPPED != 0 { HEADER_BYTES } else { ne32(refused)? as usize };
+    let extra = refused.get(length.checked_next_multiple_of(4)?..)?;
+    let offset = find(extra, NLMSGERR_ATTR_OFFS).filter(|_| flags & NLM_F_ACK_TLVS != 0)?;
+    ne32(offset)
+}
+
+/// The generation of the ruleset: it moves with every commit in the network namespace.
+pub fn generation(body: &[u8]) -> Option<u32> {
+    find_be32(body, 1)
+}
+
+/// The comment of our table, where the object is our table.
+pub fn table(body: &[u8]) -> Option<Option<String>> {
+    ours(body)?;
+    Some(find(body, NFTA_TABLE_USERDATA).and_then(|notes| read_note(notes, NOTE_TABLE_COMMENT)))
+}
+
+pub fn chain(body: &[u8]) -> Option<Chain> {
+    ours(body)?;
+    let hook = match find(body, NFTA_CHAIN_HOOK) {
+        None => Hook::None,
+        Some(hook) => {
+            let place = (find_be32(hook, NFTA_HOOK_HOOKNUM), find_be32(hook, NFTA_HOOK_PRIORITY));
+            let filter = find_text(body, NFTA_CHAIN_TYPE).as_deref() == Some("filter");
+            let accept = find_be32(body, NFTA_CHAIN_POLICY) == Some(NF_ACCEPT);
+            match place == (Some(NF_INET_PRE_ROUTING), Some(PRIORITY)) && filter && accept {
+                true => Hook::Prerouting,
+                false => Hook::Foreign,
+            }
+        }
+    };
+    Some(Chain { name: find_text(body, NFTA_CHAIN_NAME)?, hook, rules: Vec::new() })
+}
+
+/// A rule and the chain that it is in.
+pub fn rule(body: &[u8]) -> Option<(String, Rule)> {
+    ours(body)?;
+    let expressions = find(body, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
+    Some((find_text(body, NFTA_RULE_CHAIN)?, rule::read(expressions)))
+}
+
+/// A set without its elements; none for the nameless sets inside rules.
+pub fn set(body: &[u8]) -> Option<Set> {
+    ours(body)?;
+    let flags = find_be32(body, NFTA_SET_FLAGS).unwrap_or(0);
+    if flags & NFT_SET_ANONYMOUS != 0 {
+        return None;
+    }
+    let known = flags & !(NFT_SET_INTERVAL | NFT_SET_TIMEOUT) == 0;
+    let key = match (known, find_be32(body, NFTA_SET_KEY_TYPE), find_be32(body, NFTA_SET_KEY_LEN)) {
+        (true, Some(TYPE_IPV4), Some(4)) => KeyType::Ipv4,
+        (true, Some(TYPE_IPV6), Some(16)) => KeyType::Ipv6,
+        (true, Some(TYPE_PROTO_SERVICE), Some(8)) => KeyType::ProtoService,
+        _ => KeyType::Foreign,
+    };
+    Some(Set {
+        name: find_text(body, NFTA_SET_NAME)?,
+        key,
+        timeout: flags & NFT_SET_TIMEOUT != 0,
+        interval: flags & NFT_SET_INTERVAL != 0,
+        size: find(body, NFTA_SET_DESC).and_then(|desc| find_be32(desc, NFTA_SET_DESC_SIZE)),
+        comment: find(body, NFTA_SET_USERDATA).and_then(|notes| read_note(notes, NOTE_SET_COMMENT)),
+        elements: Vec::new(),
+    })
+}
+
+/// A counter, or the name and number of an object of another kind.
+pub fn object(body: &[u8]) -> Option<Result<Counter, String>> {
+    ours(body)?;
+    let name = find_text(body, NFTA_OBJ_NAME)?;
+    match find_be32(body, NFTA_OBJ_TYPE)? {
+        NFT_OBJECT_COUNTER => {
+            let data = find(body, NFTA_OBJ_DATA).unwrap_or_default();
+            let number = |kind| find_be64(data, kind).unwrap_or(0);
+            let (packets, bytes) = (number(NFTA_COUNTER_PACKETS), number(NFTA_COUNTER_BYTES));
+            Some(Ok(Counter { name, dropped: Dropped { packets, bytes } }))
+        }
+        other => Some(Err(format!("object {name} of type {other}"))),
+    }
+}
+
+/// The name of a flow table in our table.
+pub fn flow_table(body: &[u8]) -> Option<String> {
+    ours(body)?;
+    Some(format!("flowtable {}", find_text(body, 2)?))
+}
+
+/// Every object names its table by attribute 1.
+fn ours(body: &[u8]) -> Option<()> {
+    (find_text(body, NFTA_TABLE_NAME)? == TABLE).then_some(())
+}
+
+/// An element as the kernel holds it: an interval is a beginning and an end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    key: Key,
+    end: bool,
+    pub timeout: Option<Duration>,
+    pub expires: Option<Duration>,
+}
+
+/// The elements in one message of a dump; those of no known key are left out.
+pub fn marks(body: &[u8]) -> Vec<Mark> {
+    let list = match ours(body) {
+        Some(()) => find(body, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default(),
+        None => &[],
+    };
+    attributes(list).filter_map(|(_, element)| mark(element)).collect()
+}
+
+fn mark(element: &[u8]) -> Option<Mark> {
+    let key = match find(find(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)? {
+        [protocol, _, _, _, high, low, _, _] => Key::Service(*protocol, u16::from_be_bytes([*high, *low])),
+        value if value.len() == 4 => Key::Addr(IpAddr::V4(be32(value)?.into())),
+        value => Key::Addr(IpAddr::V6(u128::from_be_bytes(value.try_into().ok()?).into())),
+    };
+    let time = |kind| find_be64(element, kind).map(Duration::from_millis);
+    let flags = find_be32(element, NFTA_SET_ELEM_FLAGS).unwrap_or(0);
+    let timeout = time(NFTA_SET_ELEM_TIMEOUT);
+    let expires = time(NFTA_SET_ELEM_EXPIRATION).filter(|_| timeout.is_some());
+    Some(Mark { key, end: flags & NFT_SET_ELEM_INTERVAL_END != 0, timeout, expires })
+}
+
+/// All marks of one set as its elements; in interval sets a beginning pairs with the end that follows it.
+pub fn elements(set: &Set, mut marks: Vec<Mark>) -> Vec<Element> {
+    if !set.interval {
+        let element = |mark: Mark| Element { key: mark.key, timeout: mark.timeout, expires: mark.expires };
+        return marks.into_iter().map(element).collect();
+    }
+    marks.sort_by_key(|mark| (mark.key, !mark.end));
+    let mut elements = Vec::new();
+    let mut marks = marks.into_iter().peekable();
+    while let Some(mark) = marks.next() {
+        let (Key::Addr(first), false) = (mark.key, mark.end) else { continue };
+        let last = match marks.peek().map(|next| next.key) {
+            Some(Key::Addr(next)) => before(next),
+            _ => highest(first),
+        };
+        elements.push(Element { key: Key::Range(first, last), timeout: mark.timeout, expires: mark.expires });
+    }
+    elements
+}
+
+fn before(addr: IpAddr) -> IpAddr {
+    match addr {
+        IpAddr::V4(v4) => IpAddr::V4(v4.to_bits().saturating_sub(1).into()),
+        IpAddr::V6(v6) => IpAddr::V6(v6.to_bits().saturating_sub(1).into()),
+    }
+}
+
+fn highest(addr: IpAddr) -> IpAddr {
+    match addr {
+        IpAddr::V4(_) => IpAddr::V4(u32::MAX.into()),
+        IpAddr::V6(_) => IpAddr::V6(u128::MAX.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nft::attribute::{Head, Writer};
+    use crate::nft::transaction::{Operation, Transaction};
+    use proptest::prelude::*;
+
+    fn interval_set() -> Set {
+        let (name, key) = ("ignore_v4".to_owned(), KeyType::Ipv4);
+        Set { name, key, timeout: false, interval: true, size: None, comment: None, elements: Vec::new() }
+    }
+
+    fn range(first: &str, last: &str) -> Element {
+        Element::permanent(Key::Range(first.parse().unwrap(), last.parse().unwrap()))
+    }
+
+    /// What the kernel would send back: our own message, since dumps use the same attributes.
+    fn sent(operation: Operation) -> Vec<u8> {
+        let mut transaction = Transaction::default();
+        transaction.push(operation);
+        let batch = Batch::new(&transaction, 1);
+        messages(&batch.bytes).nth(1).unwrap().body().to_vec()
+    }
+
+    fn read_all(body: &[u8]) {
+        let set = interval_set();
+        let _ = (generation(body), table(body), chain(body), rule(body), object(body), flow_table(body));
+        let _ = (super::set(body), elements(&set, marks(body)));
+    }
+
+    #[test]
+    fn intervals_come_back_as_they_went_in_whatever_their_order() {
+        let all = [
+            vec![range("0.0.0.0", "255.255.255.255")],
+            vec![range("0.0.0.0", "127.255.255.255"), range("128.0.0.0", "255.255.255.255")],
+            vec![range("10.0.0.1", "10.0.0.1"), range("10.0.0.2", "10.0.0.3")],
+            vec![range("127.0.0.0", "127.255.255.255"), range("255.255.255.255", "255.255.255.255")],
+        ];
+        for wanted in all {
+            let body =
+                sent(Operation::AddElements { set: "ignore_v4".into(), elements: wanted.clone().into() });
+            let mut marks = marks(&body);
+            marks.reverse();
+            assert_eq!(elements(&interval_set(), marks), wanted);
+        }
+    }
+
+    #[test]
+    fn a_set_is_read_as_written() {
+        let set = Set {
+            size: Some(5),
+            timeout: true,
+            interval: false,
+            comment: Some("jail x".into()),
+            ..interval_set()
+        };
+        assert_eq!(super::set(&sent(Operation::AddSet(set.clone()))), Some(set));
+    }
+
+    #[test]
+    fn a_refusal_is_read_with_its_offset() {
+        let mut bytes = (-23i32).to_ne_bytes().to_vec();
+        bytes.extend([0; HEADER_BYTES]);
+        let mut writer = Writer::default();
+        writer.bytes(NLMSGERR_ATTR_OFFS, &77u32.to_ne_bytes());
+        bytes.extend(writer.into_bytes());
+        let mut whole = (bytes.len() as u32 + 16).to_ne_bytes().to_vec();
+        whole.extend(NLMSG_ERROR.to_ne_bytes());
+        whole.extend((NLM_F_CAPPED | NLM_F_ACK_TLVS).to_ne_bytes());
+        whole.extend(5u32.to_ne_bytes());
+        whole.extend([0; 4]);
+        whole.extend(bytes);
+        let read: Vec<_> = replies(&whole).collect();
+        assert!(matches!(read[..], [Reply::Error { sequence: 5, errno: 23, offset: Some(77) }]), "{read:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(noise in proptest::collection::vec(any::<u8>(), 0..300)) {
+            replies(&noise).for_each(drop);
+            read_all(&noise);
+        }
+
+        #[test]
+        fn no_damage_to_what_we_know_makes_it_panic(at in 0usize..200, noise in any::<u8>(), cut in 0usize..200) {
+            let element = Element::lasting(Key::Service(6, 22), Some(Duration::from_secs(1)), None);
+            let mut bodies = vec![
+                sent(Operation::AddSet(interval_set())),
+                sent(Operation::AddTable("x".to_owned())),
+                sent(Operation::AddRule { chain: "c".into(), rule: Rule::Jump { chain: "d".into() } }),
+                sent(Operation::AddChain(Chain { name: "c".into(), hook: Hook::Prerouting, rules: vec![] })),
+                sent(Operation::AddElements { set: "s".into(), elements: vec![element; 3].into() }),
+            ];
+            for body in &mut bodies {
+                let length = body.len();
+                body[at % length] = noise;
+                body.truncate(cut.max(1).min(length));
+                read_all(body);
+                let mut writer = Writer::default();
+                let head = Head { kind: 0x0a00, flags: 0, sequence: 0, family: 1, resource: 0 };
+                writer.message(head, |writer| writer.bytes(0, body));
+                replies(&writer.into_bytes()).for_each(drop);
+            }
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -147,6 +147,7 @@ fn an_unreadable_file_is_told_once_and_read_when_it_can_be() {
     append(&dir.path().join("log.1"), "rest\n");
     let lines = unprivileged(|| read(&mut follower).0);
     assert_eq!(lines, ["rest*"], "the old file is read though the new one cannot be");
+    assert!(follower.poll_timeout().is_some(), "and let go some time");
     share(&path, 0o644);
     assert_eq!(read(&mut follower).0, ["three*"]);
 }
@@ -182,6 +183,23 @@ fn a_file_that_is_not_found_again_is_said_to_be_lost() {
     append(&path, "other\n");
     let mut follower = Follower::open(&path, saved, Start::End, NOW).unwrap();
     assert_eq!(read(&mut follower), (vec!["other".to_owned()], vec![What::Lost]));
+}
+
+#[test]
+fn a_reused_inode_number_does_not_make_a_strangers_file_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    append(&path, "");
+    let saved = serde_json::to_string(&follow(&path).positions()).unwrap();
+    let inode = |path: &Path| format!("\"inode\":{}", fs::metadata(path).unwrap().ino());
+    for (name, lines) in [("stranger", &[""; 0][..]), ("log.1", &["line"])] {
+        let other = dir.path().join(name);
+        append(&other, "line\n");
+        let saved = saved.replace(&inode(&path), &inode(&other));
+        let saved = serde_json::from_str(&saved).unwrap();
+        let mut follower = Follower::open(&path, saved, Start::Beginning, NOW).unwrap();
+        assert_eq!(read(&mut follower).0, lines, "{name}");
+    }
 }
 
 #[test]

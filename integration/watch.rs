@@ -8,11 +8,11 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::mpsc;
 
-use nftjail::acquire::file::Follower;
+use nftjail::acquire::file::{Follower, QUIET};
 use nftjail::acquire::{Aimed, SourceId, Watch, What};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::follow::{ALL, NOW, append, follow, read};
+use crate::follow::{ALL, NOW, append, follow, read, share, unprivileged};
 
 const ID: SourceId = SourceId(1);
 
@@ -171,11 +171,11 @@ fn what_cannot_be_watched_is_said_once_and_polled() {
     fs::create_dir(&locked).unwrap();
     append(&path, "one\n");
     let mut watch = Watch::new().unwrap();
-    crate::follow::share(dir.path(), 0o755);
+    share(dir.path(), 0o755);
     // May be passed through but not listed, so that the file in it can be read but its directory not watched.
-    crate::follow::share(&locked, 0o711);
+    share(&locked, 0o711);
     let mut follower = follow(&path);
-    let aimed = crate::follow::unprivileged(|| {
+    let aimed = unprivileged(|| {
         let aimed = [watch.aim(ID, &follower), watch.aim(ID, &follower)];
         assert_eq!(read(&mut follower).0, ["one"]);
         aimed
@@ -187,6 +187,39 @@ fn what_cannot_be_watched_is_said_once_and_polled() {
     assert!(watch.needs_polling(ID));
     assert_eq!(watch.aim(ID, &follower), Aimed::LookAgain, "it can be watched now");
     assert!(!watch.needs_polling(ID));
+}
+
+#[test]
+fn a_file_that_becomes_readable_wakes_its_follower() {
+    let dir = tempfile::tempdir().unwrap();
+    share(dir.path(), 0o755);
+    let path = dir.path().join("log");
+    append(&path, "one\n");
+    share(&path, 0);
+    let mut follower = unprivileged(|| follow(&path));
+    let mut watch = Watch::new().unwrap();
+    let _ = watch.aim(ID, &follower);
+    share(&path, 0o644);
+    assert!(is_woken(&mut watch));
+    assert_eq!(settle(&mut watch, &mut follower), ["one"]);
+}
+
+#[test]
+fn a_file_that_was_let_go_wakes_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, old) = (dir.path().join("log"), dir.path().join("log.1"));
+    append(&path, "one\n");
+    let mut follower = follow(&path);
+    let mut watch = Watch::new().unwrap();
+    let _ = settle(&mut watch, &mut follower);
+    fs::rename(&path, &old).unwrap();
+    append(&path, "two\n");
+    let _ = settle(&mut watch, &mut follower);
+    let _ = follower.read(NOW.plus(QUIET), ALL, &mut |_| {});
+    assert_eq!(watch.aim(ID, &follower), Aimed::Unchanged);
+    assert!(is_woken(&mut watch), "by the rotation");
+    append(&old, "too late\n");
+    assert!(!is_woken(&mut watch));
 }
 
 /// A writer that rotates as fast as it is noticed and writes to both files, while the reader sleeps between events.

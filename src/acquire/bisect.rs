@@ -47,7 +47,8 @@ pub fn first_wanted(size: u64, read_at: &mut ReadAt, age: &mut dyn FnMut(&[u8]) 
     let (mut low, mut high) = (0, size);
     let mut answer = None;
     let mut dated = false;
-    while high - low > WINDOW_BYTES {
+    // A line that begins before `high` can end behind it, and `low` with it.
+    while high.saturating_sub(low) > WINDOW_BYTES {
         let middle = low + (high - low) / 2;
         let probe = probe(middle..high, read_at, age)?;
         dated |= probe.dated.is_some();
@@ -172,6 +173,20 @@ mod tests {
             assert_eq!(first_wanted(size, &mut read_at, &mut since(wanted)).unwrap(), wanted * 100);
         }
         assert!(reads <= 5 * 24, "{reads} reads for five searches");
+    }
+
+    #[test]
+    fn a_long_line_may_reach_over_a_bound_of_the_search() {
+        for length in (5_000..LINE_BYTES_MAX - 10).step_by(97) {
+            // One dated line in eight, so that the only one that a probe finds can be the last.
+            let word = |n: u64| if n.is_multiple_of(8) { n.to_string() } else { "-".to_owned() };
+            let text: String = (0..80).map(|n| format!("{} {:x<length$}\n", word(n), "")).collect();
+            for wanted in (0..80).step_by(8) {
+                let mut read_at = of(text.as_bytes());
+                let found = first_wanted(text.len() as u64, &mut read_at, &mut since(wanted)).unwrap();
+                assert!(text[found as usize..].starts_with(&format!("{wanted} ")), "{length} {wanted}");
+            }
+        }
     }
 
     #[test]

@@ -176,6 +176,16 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_begins_where_a_probe_does_is_seen() {
+        let text: String = (0..65_536).map(|n| format!("{n:07}\n")).collect();
+        for wanted in (0..65_536).step_by(1_024) {
+            let mut read_at = of(text.as_bytes());
+            let found = first_wanted(text.len() as u64, &mut read_at, &mut since(wanted)).unwrap();
+            assert_eq!(found, wanted * 8);
+        }
+    }
+
+    #[test]
     fn a_long_line_may_reach_over_a_bound_of_the_search() {
         for length in (5_000..LINE_BYTES_MAX - 10).step_by(97) {
             // One dated line in eight, so that the only one that a probe finds can be the last.
@@ -201,10 +211,14 @@ mod tests {
 
     #[test]
     fn a_long_undated_stretch_is_wanted_rather_than_lost() {
-        let text = "1\n".repeat(70_000) + &"undated\n".repeat(500_000) + &"1\n".repeat(70_000) + "2\n";
-        let found = first_wanted(text.len() as u64, &mut of(text.as_bytes()), &mut since(2)).unwrap();
-        assert!(found <= text.len() as u64 - 2, "the wanted line would be skipped");
-        assert_eq!(text.as_bytes()[found as usize - 1], b'\n');
+        let undated = "undated\n".repeat(500_000);
+        for (before, after) in [(70_000, 70_000), (3, 0)] {
+            let text = "1\n".repeat(before) + &undated + &"1\n".repeat(after) + "2\n";
+            let mut read_at = of(text.as_bytes());
+            let found = first_wanted(text.len() as u64, &mut read_at, &mut since(2)).unwrap();
+            assert!(found <= text.len() as u64 - 2, "the wanted line would be skipped");
+            assert_eq!(text.as_bytes()[found as usize - 1], b'\n');
+        }
     }
 
     #[test]

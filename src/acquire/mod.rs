@@ -84,7 +84,7 @@ impl fmt::Display for Notice {
             What::Truncated => write!(f, "{path} was truncated: reading it from its start"),
             What::Missing => write!(f, "{path} does not exist: waiting for it"),
             What::Lost => {
-                write!(f, "{path} was rotated away while we were not reading: lines may be missing")
+                write!(f, "{path} is not the file that was read before, which is gone: lines may be missing")
             }
             What::NotAFile(kind) => write!(f, "cannot read {path}: it is {kind}, not a file"),
             What::Unreadable(reason) => write!(f, "cannot read {path}: {reason}"),
@@ -363,5 +363,37 @@ fn watch_reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::StorageFull => "the limit fs.inotify.max_user_watches is reached".to_owned(),
         _ => reason(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_the_systems_words_without_its_numbers() {
+        let of = |errno: rustix::io::Errno| io::Error::from(errno);
+        assert_eq!(reason(&of(rustix::io::Errno::ACCESS)), "permission denied");
+        assert_eq!(reason(&of(rustix::io::Errno::IO)), "input/output error");
+        let refused = Blind::Refused {
+            path: "/var/log/auth.log".into(),
+            reason: watch_reason(&of(rustix::io::Errno::NOSPC)),
+        };
+        let text = "cannot watch /var/log/auth.log: the limit fs.inotify.max_user_watches is reached; looking at it \
+                    once a second";
+        assert_eq!(refused.to_string(), text);
+    }
+
+    #[test]
+    fn a_way_leads_up_to_the_root_and_through_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        std::os::unix::fs::symlink("../b/log", dir.join("link")).unwrap();
+        let ways = ways(&dir.join("link"));
+        assert_eq!(ways.len(), 2);
+        assert_eq!(ways[0].first(), Some(&(dir.clone(), "link".into())));
+        assert_eq!(ways[0].len(), dir.components().count());
+        assert_eq!(ways[0].last().map(|(top, _)| top.as_path()), Some(Path::new("/")));
+        assert_eq!(ways[1].first(), Some(&(dir.join("../b"), "log".into())));
     }
 }

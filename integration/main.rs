@@ -1,1 +1,5 @@
 //! Everything that can be tested without a kernel: rules, logs, files, verbs, and the order of the house.
+
+mod follow;
+mod tail;
+mod watch;

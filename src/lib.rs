@@ -1,4 +1,5 @@
 //! nftjail: log lines in, nftables sets out.
 
+pub mod acquire;
 pub mod model;
 pub mod nft;

@@ -1,0 +1,140 @@
+//! One open file that is read line by line, through truncation, until it is let go.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use crate::model::Timestamp;
+
+use super::identity::{Glimpse, HEAD_BYTES_MAX, Head, Identity, Position, Verdict};
+use super::splitter::Splitter;
+use super::{Line, Progress, What};
+
+/// A regular file, open for reading, and how far it was read.
+#[derive(Debug)]
+pub(super) struct Tail {
+    pub(super) file: File,
+    pub(super) identity: Identity,
+    splitter: Splitter,
+    /// When it was opened, lost its name, or was last found to have grown.
+    pub(super) active: Timestamp,
+    /// Whether the last look found nothing unread, or could not read.
+    pub(super) drained: bool,
+    /// Whether it had no name left when nothing was unread.
+    pub(super) unlinked: bool,
+}
+
+/// What one call of the follower's `read` hands from file to file.
+pub(super) struct Reading<'a> {
+    pub(super) now: Timestamp,
+    pub(super) left: usize,
+    pub(super) fresh: bool,
+    pub(super) sink: &'a mut dyn FnMut(Line<'_>),
+    pub(super) buffer: Vec<u8>,
+    pub(super) progress: Progress,
+    pub(super) notices: Vec<What>,
+}
+
+impl Tail {
+    /// Reads on from `position`, which the caller has found to be one of this file.
+    pub(super) fn new(file: File, position: Position, now: Timestamp) -> Self {
+        Tail {
+            file,
+            identity: position.identity,
+            splitter: Splitter::new(position.offset),
+            active: now,
+            drained: false,
+            unlinked: false,
+        }
+    }
+
+    pub(super) fn position(&self) -> Position {
+        Position { identity: self.identity, offset: self.splitter.delivered() }
+    }
+
+    /// Reads to the end, or until the budget is used up; says whether it came to the end.
+    pub(super) fn read(&mut self, reading: &mut Reading) -> io::Result<bool> {
+        let result = self.read_within_budget(reading);
+        // What cannot be read must not be kept open for it.
+        self.drained |= result.is_err();
+        result
+    }
+
+    fn read_within_budget(&mut self, reading: &mut Reading) -> io::Result<bool> {
+        self.drained = false;
+        let mut truncated = false;
+        while reading.left > 0 {
+            let offset = self.splitter.read();
+            let wanted = reading.buffer.len().min(reading.left);
+            let count = match self.file.read_at(&mut reading.buffer[..wanted], offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            };
+            // The look comes after the bytes: if the file still begins as it did, then they were read from the
+            // file we know and not from one that was truncated and has regrown meanwhile.
+            let head = self.identity.head.extended(offset, &reading.buffer[..count]);
+            let known = Identity { head, ..self.identity };
+            let mut head_buffer = [0; HEAD_BYTES_MAX];
+            let found = glimpse(&self.file, &mut head_buffer)?;
+            let verdict = known.compare(offset + count as u64, &found);
+            if let Verdict::Truncated | Verdict::Replaced = verdict {
+                // Once a call: files of procfs(5) never agree with their size, and must not hold us here.
+                if std::mem::replace(&mut truncated, true) {
+                    return Ok(true);
+                }
+                self.identity.head = Head::EMPTY;
+                self.splitter = Splitter::new(0);
+                reading.notices.push(What::Truncated);
+                continue;
+            }
+            self.identity = known;
+            if count == 0 {
+                self.drained = verdict == Verdict::Same;
+                self.unlinked = self.drained && found.links == 0;
+                return Ok(true);
+            }
+            self.deliver(count, reading);
+        }
+        Ok(false)
+    }
+
+    fn deliver(&mut self, count: usize, reading: &mut Reading) {
+        let Reading { buffer, sink, fresh, progress, .. } = reading;
+        let overlong = self.splitter.overlong();
+        self.splitter.push(&buffer[..count], |text, _| {
+            progress.lines += 1;
+            sink(Line { text, fresh: *fresh });
+        });
+        progress.overlong += self.splitter.overlong() - overlong;
+        progress.bytes += count as u64;
+        reading.left -= count;
+        self.active = reading.now;
+    }
+}
+
+/// What fstat(2) and the first bytes say about an open file.
+pub(super) fn glimpse<'a>(file: &File, head: &'a mut [u8; HEAD_BYTES_MAX]) -> io::Result<Glimpse<'a>> {
+    let found = file.metadata()?;
+    let count = fill_at(file, head, 0)?;
+    Ok(Glimpse {
+        dev: found.dev(),
+        inode: found.ino(),
+        size: found.size(),
+        links: found.nlink(),
+        head: &head[..count],
+    })
+}
+
+/// Reads until the buffer is full or the file ends: a network filesystem may give less than it has.
+pub(super) fn fill_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut count = 0;
+    while count < buffer.len() {
+        match file.read_at(&mut buffer[count..], offset + count as u64) {
+            Ok(0) => break,
+            Ok(more) => count += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(count)
+}

@@ -1,1 +1,3 @@
 //! Everything that can be tested without a kernel: rules, logs, files, verbs, and the order of the house.
+
+mod rules;

@@ -78,3 +78,33 @@ fn rank(verdict: &Verdict) -> u8 {
         Verdict::Noted { .. } => 2,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::detect::Library;
+
+    #[test]
+    fn an_answer_says_what_decided() {
+        let rule = Library::shipped().compile("sshd", None).unwrap();
+        let mut detector = Detector::new(vec![Arc::new(rule)]);
+        let mut ask = |line, message: &str| {
+            let text = format!("Nov 21 10:00:00 web01 sshd[1]: {message}");
+            answer(&mut detector, line, text.as_bytes(), Clock::Arrived(Timestamp::from_millis(0)))
+        };
+        let failed = ask(1, "Failed password for root from 192.0.2.1 port 22 ssh2");
+        assert!(failed.failure && failed.kind == Some("failure") && failed.weight == Some(1));
+        let json = serde_json::to_value(&failed).unwrap();
+        assert_eq!(
+            (&json["line"], &json["addr"], &json["user"]),
+            (&1.into(), &"192.0.2.1".into(), &"root".into())
+        );
+        assert_eq!(json["time"], "1970-01-01T00:00:00.000Z");
+        let accepted = ask(2, "Accepted password for root from 192.0.2.1 port 22 ssh2");
+        assert!(!accepted.failure && accepted.kind == Some("success") && accepted.addr.is_some());
+        assert_eq!(ask(3, "Connection from 192.0.2.2 port 22 on 192.0.2.3 port 22").kind, Some("session"));
+        assert_eq!(ask(4, "Server listening").rule, None);
+    }
+}

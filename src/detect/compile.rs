@@ -4,7 +4,7 @@
 use std::fmt;
 
 use regex_automata::meta::Regex;
-use regex_automata::util::syntax;
+use regex_syntax::hir::Hir;
 use serde_saphyr::{Location, Spanned};
 
 use super::WEIGHT_MAX;
@@ -76,10 +76,12 @@ pub fn parse(file: &str, text: &str) -> Result<RuleFile, BadRule> {
     })
 }
 
-/// Compiles `file` for `mode`, or for no mode. With `prove`, each pattern is proven to leave an attacker no
+/// Compiles `file` for `mode`; without one, and for a mode `normal` that the rule does not define, for its base
+/// patterns. With `prove`, each pattern is proven to leave an attacker no
 /// choice of the address, which costs about a millisecond each; shipped rules are proven by the tests.
 pub fn compile(name: &str, file: &RuleFile, mode: Option<&str>, prove: bool) -> Result<Rule, BadRule> {
     let mut compiler = Compiler { file, prove, faults: Vec::new() };
+    let mode = mode.filter(|&mode| mode != "normal" || file.modes.contains_key(mode));
     let rule = compiler.rule(mode);
     if compiler.faults.is_empty() {
         Ok(rule)
@@ -97,7 +99,7 @@ struct Compiler<'f> {
 /// A pattern that was found sound, with its expression.
 struct Sound {
     pattern: Pattern,
-    regex: Option<String>,
+    regex: Option<Hir>,
 }
 
 impl Compiler<'_> {
@@ -135,12 +137,12 @@ impl Compiler<'_> {
 
     fn prefilter(&mut self) -> Option<(Regex, Groups)> {
         let written = self.file.prefilter.as_ref()?;
-        let expanded = self.expand(written.referenced, &written.value, None)?;
+        let (expanded, hir) = self.expand(written.referenced, &written.value, None)?;
         if !expanded.has("content") {
             self.fault(written.referenced, "a prefilter needs <CONTENT>".to_owned());
             return None;
         }
-        let regex = self.build(written.referenced, &[&expanded.regex])?;
+        let regex = self.build(written.referenced, &[hir])?;
         let groups = groups(&regex, 0);
         Some((regex, groups))
     }
@@ -208,78 +210,93 @@ impl Compiler<'_> {
 
     fn pattern(&mut self, kind: Kind, written: &Spanned<file::Pattern>, prefilter: &Groups) -> Option<Sound> {
         let (place, value) = (written.referenced, &written.value);
-        let text = value.regex.clone().unwrap_or_default();
-        let expanded = match &value.regex {
+        let regex = match &value.regex {
             Some(regex) => Some(self.expand(place, regex, value.r#unsafe.as_deref())?),
             None => None,
         };
+        let names_host = regex.as_ref().is_some_and(|(expanded, _)| expanded.has("host"));
+        if kind == Kind::Failure && !(names_host || prefilter.host.is_some() || self.brings_an_address()) {
+            let text = "blames nobody: give it a <HOST>, or the rule a `session` that brings the address";
+            self.fault(place, text.to_owned());
+        }
+        if regex.is_none() && value.r#where.is_none() {
+            self.fault(place, "needs a `regex` or a `where`".to_owned());
+        }
+        let pattern = Pattern {
+            kind,
+            text: value.regex.clone().unwrap_or_default(),
+            weight: self.weight(place, value),
+            bantime: self.bantime(place, value),
+            ends: value.ends,
+            groups: Groups::default(),
+            wish: self.wish(place, value),
+            alone: None,
+        };
+        Some(Sound { pattern, regex: regex.map(|(_, hir)| hir) })
+    }
+
+    /// Whether something other than a pattern names the client.
+    fn brings_an_address(&self) -> bool {
+        let formats = self.file.format.as_slice();
+        self.file.session.is_some() || formats.iter().any(|format| format.names_the_client())
+    }
+
+    fn weight(&mut self, place: Location, value: &file::Pattern) -> u32 {
         let weight = value.weight.unwrap_or(1);
         if !(1..=WEIGHT_MAX).contains(&weight) {
             self.fault(place, format!("`weight` must be 1 to {WEIGHT_MAX}"));
         }
-        let bantime = match value.bantime.as_deref().map(str::parse::<Bantime>).transpose() {
-            Ok(bantime) => bantime,
+        weight
+    }
+
+    fn bantime(&mut self, place: Location, value: &file::Pattern) -> Option<Bantime> {
+        match value.bantime.as_deref()?.parse() {
+            Ok(bantime) => Some(bantime),
             Err(error) => {
                 self.fault(place, format!("`bantime`: {error}"));
                 None
             }
-        };
-        let has = |group| expanded.as_ref().is_some_and(|expanded| expanded.has(group));
-        let formats = self.file.format.as_slice();
-        let header_names_it = formats.iter().any(|format| format.names_the_client());
-        let blames =
-            has("host") || prefilter.host.is_some() || header_names_it || self.file.session.is_some();
-        if kind == Kind::Failure && !blames {
-            let text = "blames nobody: give it a <HOST>, or the rule a `session` that brings the address";
-            self.fault(place, text.to_owned());
         }
-        if value.regex.is_none() && value.r#where.is_none() {
-            self.fault(place, "needs a `regex` or a `where`".to_owned());
-        }
-        if value.r#where.is_some() && self.file.fields.is_none() {
+    }
+
+    fn wish(&mut self, place: Location, value: &file::Pattern) -> Option<Where> {
+        let wish = value.r#where.as_ref()?;
+        if self.file.fields.is_none() {
             self.fault(place, "`where` asks for fields that only JSON has".to_owned());
         }
-        let wish = value.r#where.as_ref().map(|wish| Where::new(wish, |regex| engine(&[regex])));
-        let wish = match wish.transpose() {
-            Ok(wish) => wish,
+        let build = |regex: &str| {
+            let sound = pattern::expand(regex).and_then(|expanded| pattern::prove_sound(regex, &expanded));
+            let hir = sound.map_err(|fault| point_at(regex, &fault))?;
+            engine(&[hir]).map_err(|error| error.to_string())
+        };
+        match Where::new(wish, build) {
+            Ok(wish) => Some(wish),
             Err((path, error)) => {
                 self.fault(place, format!("`where` {path}: {error}"));
                 None
             }
-        };
-        let pattern = Pattern {
-            kind,
-            text,
-            weight,
-            bantime,
-            ends: value.ends,
-            groups: Groups::default(),
-            wish,
-            alone: None,
-        };
-        Some(Sound { pattern, regex: expanded.map(|expanded| expanded.regex) })
+        }
     }
 
     /// Expands a pattern and proves what can be proven of it.
-    fn expand(&mut self, place: Location, text: &str, reason: Option<&str>) -> Option<Expanded> {
-        let proven = pattern::expand(text).and_then(|expanded| {
-            pattern::prove_sound(text, &expanded)?;
-            if self.prove && reason.is_none() {
-                pattern::prove_steady(text, &expanded)?;
-            }
-            Ok(expanded)
-        });
+    fn expand(&mut self, place: Location, text: &str, reason: Option<&str>) -> Option<(Expanded, Hir)> {
         if reason.is_some_and(|reason| reason.trim().is_empty()) {
             self.fault(place, "`unsafe` must say why".to_owned());
         }
+        let proven = pattern::expand(text).and_then(|expanded| {
+            let hir = pattern::prove_sound(text, &expanded)?;
+            if self.prove && reason.is_none() {
+                pattern::prove_steady(text, &expanded)?;
+            }
+            Ok((expanded, hir))
+        });
         match proven {
-            Ok(expanded) => {
-                if expanded.has("session")
-                    && self.file.session.as_ref().map(|session| session.value) != Some(Session::Captured)
-                {
+            Ok((expanded, hir)) => {
+                let joins = self.file.session.as_ref().map(|session| session.value);
+                if expanded.has("session") && joins != Some(Session::Captured) {
                     self.fault(place, "<SESSION> needs `session: <SESSION>`".to_owned());
                 }
-                Some(expanded)
+                Some((expanded, hir))
             }
             Err(fault) => {
                 self.fault(place, point_at(text, &fault));
@@ -292,23 +309,27 @@ impl Compiler<'_> {
     fn join(&mut self, sounds: Vec<Sound>) -> (Vec<Pattern>, Option<Regex>) {
         let place = self.file.rule.referenced;
         let each = sounds.iter().any(|sound| sound.regex.is_none() || sound.pattern.wish.is_some());
-        let texts: Vec<&str> = sounds.iter().filter_map(|sound| sound.regex.as_deref()).collect();
-        let joined = if each || texts.is_empty() { None } else { self.build(place, &texts) };
-        let mut patterns = Vec::with_capacity(sounds.len());
-        for (index, Sound { mut pattern, regex }) in sounds.into_iter().enumerate() {
-            if let Some(joined) = &joined {
-                pattern.groups = groups(joined, index);
-            } else if let Some(alone) = regex.and_then(|regex| self.build(place, &[&regex])) {
-                pattern.groups = groups(&alone, 0);
-                pattern.alone = Some(alone);
+        let (mut patterns, regexes): (Vec<Pattern>, Vec<Option<Hir>>) =
+            sounds.into_iter().map(|sound| (sound.pattern, sound.regex)).unzip();
+        if each {
+            for (pattern, hir) in patterns.iter_mut().zip(regexes) {
+                pattern.alone = hir.and_then(|hir| self.build(place, &[hir]));
+                pattern.groups = pattern.alone.as_ref().map(|alone| groups(alone, 0)).unwrap_or_default();
             }
-            patterns.push(pattern);
+            return (patterns, None);
+        }
+        let regexes: Vec<Hir> = regexes.into_iter().flatten().collect();
+        let joined = self.build(place, &regexes);
+        if let Some(joined) = &joined {
+            for (index, pattern) in patterns.iter_mut().enumerate() {
+                pattern.groups = groups(joined, index);
+            }
         }
         (patterns, joined)
     }
 
-    fn build(&mut self, place: Location, texts: &[&str]) -> Option<Regex> {
-        match engine(texts) {
+    fn build(&mut self, place: Location, regexes: &[Hir]) -> Option<Regex> {
+        match engine(regexes) {
             Ok(regex) => Some(regex),
             Err(error) => {
                 self.fault(place, format!("the patterns do not fit together: {error}"));
@@ -319,7 +340,7 @@ impl Compiler<'_> {
 }
 
 /// Bytes, not characters: a log is not always UTF-8. Of several patterns that match, the first wins.
-fn engine(patterns: &[&str]) -> Result<Regex, Box<regex_automata::meta::BuildError>> {
+fn engine(regexes: &[Hir]) -> Result<Regex, Box<regex_automata::meta::BuildError>> {
     let config = Regex::config()
         .utf8_empty(false)
         .nfa_size_limit(Some(NFA_BYTES_MAX))
@@ -327,8 +348,7 @@ fn engine(patterns: &[&str]) -> Result<Regex, Box<regex_automata::meta::BuildErr
         .hybrid_cache_capacity(CACHE_BYTES)
         .dfa(false)
         .pool_capacity(1);
-    let syntax = syntax::Config::new().unicode(false).utf8(false).dot_matches_new_line(true);
-    Regex::builder().configure(config).syntax(syntax).build_many(patterns).map_err(Box::new)
+    Regex::builder().configure(config).build_many_from_hir(regexes).map_err(Box::new)
 }
 
 fn groups(regex: &Regex, pattern: usize) -> Groups {
@@ -348,4 +368,102 @@ fn point_at(pattern: &str, fault: &pattern::Fault) -> String {
     let before = pattern[..fault.start].chars().count();
     let length = pattern[fault.start..fault.end].chars().count().max(1);
     format!("{}\n    {pattern}\n    {}{}", fault.text, " ".repeat(before), "^".repeat(length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: &str = "rule: t\nabout: x\nsamples: []\n";
+
+    /// Everything that is said about a rule file in a mode.
+    fn said(yaml: &str, mode: Option<&str>) -> String {
+        match parse("t.yaml", yaml).and_then(|file| compile("t.yaml", &file, mode, true)) {
+            Ok(_) => String::new(),
+            Err(bad) => bad.to_string(),
+        }
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once_each_with_its_place() {
+        let yaml = format!(
+            "{START}format: syslog\nfailregex:\n  - 'bad <HOST>'\n  - '^a (?=b) <HOST>$'\n  - '^.* from <HOST>'\n  \
+             - '^nobody$'\n  - {{regex: '^x <HOST>$', bantime: 1y}}\n  - {{regex: '^x <HOST>$', weight: 0}}\n"
+        );
+        let said = said(&yaml, None);
+        for part in [
+            "t.yaml:6:5: must begin with ^ in every alternative",
+            "    bad <HOST>\n    ^",
+            "t.yaml:7:5: look-around",
+            "    ^a (?=b) <HOST>$\n       ^^^",
+            "t.yaml:8:5: an attacker could choose the address",
+            "    ^.* from <HOST>\n             ^^^^^^",
+            "t.yaml:9:5: blames nobody",
+            "t.yaml:10:5: `bantime`: ",
+            "t.yaml:11:5: `weight` must be",
+        ] {
+            assert!(said.contains(part), "{part} is not in\n{said}");
+        }
+    }
+
+    #[test]
+    fn yaml_is_strict_and_points_at_the_line() {
+        for (yaml, says) in [
+            (format!("{START}format: sylog\n"), "syslog"),
+            (format!("{START}format: none\nfailregx: []\n"), "failregx"),
+            (format!("{START}format: none\nformat: none\n"), "duplicate"),
+            (format!("{START}format: none\nfailregex: [{{regx: a}}]\n"), "regx"),
+            (format!("{START}format: none\nfailregex: [{{regex: '^<HOST>$', ends: yes}}]\n"), "ends"),
+            (format!("{START}format: none\nfailregex: [[a]]\n"), "a regular expression, or a map"),
+            (format!("{START}format: none\nprogram: &a [x]\nunits: *a\n"), "t.yaml"),
+        ] {
+            let said = said(&yaml, None);
+            assert!(said.starts_with("t.yaml:") && said.contains(says), "{says} is not in\n{said}");
+        }
+    }
+
+    #[test]
+    fn what_an_author_answers_for_is_let_through() {
+        let yaml = |reason: &str| {
+            format!("{START}format: none\nfailregex: [{{regex: '^.* from <HOST>', unsafe: '{reason}'}}]\n")
+        };
+        assert_eq!(said(&yaml("only our own service writes here"), None), "");
+        assert!(said(&yaml(" "), None).contains("must say why"));
+    }
+
+    #[test]
+    fn modes_add_patterns_or_take_their_place() {
+        let yaml = format!(
+            "{START}format: none\nfailregex: ['^base <HOST>$']\nmodes:\n  more: {{failregex: ['^more <HOST>$']}}\n  \
+             only: {{failregex: ['^only <HOST>$'], base: false}}\n  both: [more, more]\n  lost: [nowhere]\n"
+        );
+        let patterns = |mode| {
+            let file = parse("t.yaml", &yaml).unwrap();
+            let rule = compile("t.yaml", &file, mode, true).unwrap();
+            rule.patterns().iter().map(|pattern| pattern.text().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(patterns(None), ["^base <HOST>$"]);
+        assert_eq!(patterns(Some("normal")), ["^base <HOST>$"]);
+        assert_eq!(patterns(Some("more")), ["^more <HOST>$", "^base <HOST>$"]);
+        assert_eq!(patterns(Some("only")), ["^only <HOST>$"]);
+        assert_eq!(patterns(Some("both")).len(), 3);
+        assert!(said(&yaml, Some("lost")).contains("\"nowhere\" is not a mode"));
+        assert!(said(&yaml, Some("x")).contains("its modes: both, lost, more, only"));
+    }
+
+    #[test]
+    fn parts_that_belong_together_are_asked_for_together() {
+        for (yaml, says) in [
+            ("format: json\nfailregex: ['^<HOST>$']", "`fields` belong together"),
+            ("format: none\nfailregex: [{where: {a: 1}}]", "only JSON has"),
+            ("format: none\nprefilter: '^x$'\nfailregex: ['^<HOST>$']", "a prefilter needs <CONTENT>"),
+            ("format: none\nfailregex: ['^<SESSION> <HOST>$']", "needs `session: <SESSION>`"),
+            ("format: none", "nothing counts"),
+            ("format: json\nfields: {host: a}\nfailregex: [{where: {a: '^(?!b)'}}]", "look-around"),
+            ("format: json\nfields: {host: a}\nfailregex: [{weight: 2}]", "needs a `regex` or a `where`"),
+        ] {
+            let said = said(&format!("{START}{yaml}\n"), None);
+            assert!(said.contains(says), "{says} is not in\n{said}");
+        }
+    }
 }

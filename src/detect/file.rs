@@ -30,7 +30,8 @@ pub struct RuleFile {
     /// The systemd units that show that the service exists.
     #[serde(default)]
     pub units: Vec<String>,
-    /// What to ask the journal for.
+    /// What to ask the journal for, in journalctl's own terms: `FIELD=VALUE`, where equal fields are
+    /// alternatives, unequal ones must all hold, and `+` begins another set. Trusted fields begin with `_`.
     #[serde(default)]
     pub journalmatch: Vec<String>,
     /// Where the log may be; the first that exists is followed unless the jail says otherwise.

@@ -116,3 +116,48 @@ impl Library {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULE: &str = "rule: sshd\nabout: own\nformat: none\nfailregex: ['^x <HOST>$']\nsamples:\n  - {line: x 192.0.2.1, \
+                        addr: 192.0.2.1}\n  - {line: y}\n  - {line: x 192.0.2.1 from 203.0.113.9, hostile: true}\n";
+
+    #[test]
+    fn own_rules_go_before_shipped_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("sshd.yaml"), RULE).unwrap();
+        fs::write(dir.path().join("notes.txt"), "no rule").unwrap();
+        let mut library = Library::shipped();
+        let names = library.names().count();
+        library.add_dir(dir.path()).unwrap();
+        assert_eq!(library.names().count(), names);
+        assert_eq!(library.compile("sshd", None).unwrap().about(), "own");
+        assert_eq!(library.check_rule("sshd"), Ok(()));
+    }
+
+    #[test]
+    fn a_rule_is_named_like_its_file() {
+        let mut library = Library::default();
+        library.add("/etc/x/other.yaml", RULE);
+        let said = library.compile("other", None).unwrap_err().to_string();
+        assert_eq!(said, "/etc/x/other.yaml:1:7: calls itself \"sshd\", but the file is named other.yaml");
+        let said = library.compile("oth", None).unwrap_err().to_string();
+        assert_eq!(said, "oth: there is no such rule; is \"other\" meant?");
+    }
+
+    #[test]
+    fn wrong_samples_are_told_with_their_line() {
+        let mut library = Library::default();
+        let text =
+            RULE.replace("addr: 192.0.2.1}", "addr: 192.0.2.2}").replace("line: y", "line: x 192.0.2.3");
+        library.add("sshd.yaml", &text);
+        let said = library.check_rule("sshd").unwrap_err().to_string();
+        assert!(said.contains("sshd.yaml:6:5: counts for 192.0.2.1, and must count for 192.0.2.2"), "{said}");
+        assert!(said.contains("sshd.yaml:7:5: counts for 192.0.2.3, and must not count"), "{said}");
+        library.add("sshd.yaml", &RULE[..RULE.find("  - {line: y").unwrap()]);
+        let said = library.check_rule("sshd").unwrap_err().to_string();
+        assert!(said.contains("every sample counts") && said.contains("no sample is hostile"), "{said}");
+    }
+}

@@ -18,6 +18,7 @@ pub mod rule;
 pub mod sample;
 pub mod session;
 pub mod steer;
+mod web;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -95,6 +96,8 @@ pub struct Detector {
     by_program: HashMap<Vec<u8>, Vec<usize>>,
     /// All other rules.
     others: Vec<usize>,
+    /// Whether a syslog daemon may be the one that writes the source.
+    is_syslog: bool,
     memory: Memory,
 }
 
@@ -126,10 +129,11 @@ impl Detector {
                 others.push(index);
             }
         }
+        let is_syslog = rules.iter().any(|rule| rule.formats.contains(&Format::Syslog));
         let listen =
             |rule: Arc<Rule>| Listener { scratch: Scratch::new(&rule), sessions: Sessions::default(), rule };
         let rules = rules.into_iter().map(listen).collect();
-        Detector { rules, by_program, others, memory: Memory::default() }
+        Detector { rules, by_program, others, is_syslog, memory: Memory::default() }
     }
 
     /// The rules in the order in which they were given; `found` is told their index.
@@ -165,10 +169,9 @@ impl Detector {
     }
 
     fn offer(&mut self, reading: &mut Reading, clock: Clock, found: &mut impl FnMut(usize, Verdict)) {
-        let program = match self.by_program.is_empty() {
-            true => b"",
-            false => reading.header(Format::Syslog).map_or(&b""[..], |header| header.program),
-        };
+        let header = if self.is_syslog { reading.header(Format::Syslog) } else { None };
+        self.memory.dated |= reading.line.is_some() && header.is_some_and(|header| header.stamp.is_some());
+        let program = header.map_or(&b""[..], |header| header.program);
         let named = self.by_program.get(program).map_or(&[][..], Vec::as_slice);
         for &index in self.others.iter().chain(named) {
             if let Some(verdict) = self.rules[index].hear(reading, clock, &mut self.memory) {
@@ -315,4 +318,168 @@ fn session_key(rule: &Rule, hit: &Hit, header: &Header, record: Option<&Record>)
 /// Blanks at the end go too: some services write them, and none means them.
 fn without_line_end(line: &[u8]) -> &[u8] {
     line.trim_ascii_end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_795_255_200_000);
+
+    /// A rule from YAML without the parts that every rule has.
+    fn rule(yaml: &str) -> Arc<Rule> {
+        let mut library = Library::default();
+        library.add("t.yaml", &format!("rule: t\nabout: x\nsamples: []\n{yaml}"));
+        Arc::new(library.compile("t", None).unwrap_or_else(|bad| panic!("{bad}")))
+    }
+
+    /// What the rules find in the lines, one text for each line: `INDEX:ADDRESS*WEIGHT`.
+    fn found(rules: &[Arc<Rule>], lines: &[&str]) -> Vec<String> {
+        let mut detector = Detector::new(rules.to_vec());
+        let mut out = Vec::new();
+        for line in lines {
+            let mut texts = Vec::new();
+            detector.detect(line.as_bytes(), Clock::Arrived(NOW), |index, verdict| {
+                if let Verdict::Failure(finding) = verdict {
+                    texts.push(format!("{index}:{}*{}", finding.addr, finding.weight));
+                }
+            });
+            out.push(texts.join(" "));
+        }
+        out
+    }
+
+    const SYSLOG: &str = "format: syslog\nprogram: [app, 'mta/*']\nfailregex: ['^bad <HOST>$']";
+
+    #[test]
+    fn only_the_rules_of_a_program_hear_it() {
+        let other = rule("format: syslog\nprogram: [other]\nfailregex: ['^bad <HOST>$']");
+        let all = rule("format: syslog\nfailregex: ['^bad <HOST>$']");
+        let lines = ["h app[1]: bad 192.0.2.1", "h mta/in[1]: bad 192.0.2.1", "h x[1]: bad 192.0.2.1"];
+        assert_eq!(
+            found(&[rule(SYSLOG), other, all], &lines),
+            ["0:192.0.2.1*1 2:192.0.2.1*1", "0:192.0.2.1*1 2:192.0.2.1*1", "2:192.0.2.1*1"]
+        );
+    }
+
+    #[test]
+    fn the_first_pattern_wins_and_what_is_ignored_is_nobodys() {
+        let yaml = "format: none\nignoreregex: ['^bad 192\\.0\\.2\\.2$']\nfailregex:\n  - {regex: '^bad <HOST>$', \
+                    weight: 3, bantime: 1w}\n  - '^b<USER> <HOST>$'";
+        let rule = rule(yaml);
+        assert_eq!(
+            found(&[Arc::clone(&rule)], &["bad 192.0.2.1", "bad 192.0.2.2", "bxx 192.0.2.3"]),
+            ["0:192.0.2.1*3", "", "0:192.0.2.3*1"]
+        );
+        let mut bantime = None;
+        Detector::new(vec![rule]).detect(b"bad 192.0.2.1", Clock::Arrived(NOW), |_, verdict| {
+            if let Verdict::Failure(finding) = verdict {
+                bantime = finding.bantime.map(|bantime| bantime.to_string());
+            }
+        });
+        assert_eq!(bantime.as_deref(), Some("1w"));
+    }
+
+    #[test]
+    fn a_count_in_the_line_is_bounded() {
+        let rule = rule("format: none\nfailregex: [{regex: '^<COUNT> from <HOST>$', weight: 2}]");
+        let lines = ["7 from 192.0.2.1", "0 from 192.0.2.1", "99999999999999999999999 from 192.0.2.1"];
+        assert_eq!(found(&[rule], &lines), ["0:192.0.2.1*14", "0:192.0.2.1*2", "0:192.0.2.1*2"]);
+    }
+
+    #[test]
+    fn what_is_no_address_blames_nobody() {
+        let rule = rule("format: none\nfailregex: ['^bad <HOST>(?: |$)']");
+        let lines = [
+            "bad 192.0.2.1 x",
+            "bad 192.0.2.1.example.com",
+            "bad 192.030.0.6",
+            "bad 0.0.0.0",
+            "bad ::ffff:192.0.2.1",
+        ];
+        assert_eq!(found(&[rule], &lines), ["0:192.0.2.1*1", "", "", "", "0:192.0.2.1*1"]);
+    }
+
+    #[test]
+    fn a_prefilter_narrows_what_patterns_see() {
+        let yaml = "format: none\nprefilter: '^\\[<HOST>\\] <CONTENT>$'\nfailregex: ['^no$']";
+        assert_eq!(
+            found(&[rule(yaml)], &["[192.0.2.1] no", "[192.0.2.1] nope", "no"]),
+            ["0:192.0.2.1*1", "", ""]
+        );
+    }
+
+    #[test]
+    fn sessions_join_by_captured_keys() {
+        let yaml = "format: none\nsession: <SESSION>\nfailregex: ['^<SESSION> bad$']\nsessionregex: ['^<SESSION> is <HOST>$']";
+        assert_eq!(found(&[rule(yaml)], &["a is 192.0.2.1", "b bad", "a bad"]), ["", "", "0:192.0.2.1*1"]);
+    }
+
+    #[test]
+    fn web_logs_name_the_client_themselves() {
+        let yaml = "format: clf\nfailregex: ['^\"(?:GET|POST) /wp-login\\.php[^\"]*\" 40[13] ']";
+        let line = |user: &str, request: &str, status: u32| {
+            format!(
+                "192.0.2.1 - {user} [21/Nov/2026:10:00:00 +0000] \"{request}\" {status} 1 \"-\" \"203.0.113.9\""
+            )
+        };
+        let lines = [
+            line("-", "POST /wp-login.php HTTP/1.1", 403),
+            line("203.0.113.9 [x]", "GET /wp-login.php HTTP/1.1", 401),
+            line("-", "GET /wp-login.php HTTP/1.1", 200),
+        ];
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        assert_eq!(found(&[rule(yaml)], &lines), ["0:192.0.2.1*1", "0:192.0.2.1*1", ""]);
+    }
+
+    #[test]
+    fn json_needs_no_pattern() {
+        let yaml = "format: json\nfields: {host: [ip, remote], user: name, message: msg, count: n}\nfailregex:\n  \
+                    - where: {status: [401, 403]}\n  - {regex: '^Login failed', where: {app: core}}";
+        let lines = [
+            r#"{"ip":"192.0.2.1","status":401}"#,
+            r#"{"remote":"[2001:db8::1]:80","status":403,"n":3}"#,
+            r#"{"ip":"192.0.2.1","status":200,"msg":"Login failed: 203.0.113.9","app":"core"}"#,
+            r#"{"ip":"192.0.2.1","msg":"Login failed","app":"x"}"#,
+            r#"{"ip":"host.example.com","status":401}"#,
+            r#"{"log":"{\"ip\":\"192.0.2.1\",\"status\":401}\n","stream":"stdout","time":"2026-11-21T10:00:00Z"}"#,
+            "192.0.2.1",
+        ];
+        let expected = ["0:192.0.2.1*1", "0:2001:db8::1*3", "0:192.0.2.1*1", "", "", "0:192.0.2.1*1", ""];
+        assert_eq!(found(&[rule(yaml)], &lines), expected);
+    }
+
+    #[test]
+    fn text_without_a_header_is_nobodys_once_there_was_one() {
+        let rule = rule("format: [syslog, none]\nprogram: [app]\nfailregex: ['^bad <HOST>$']");
+        let dated = "Nov 21 10:00:00 h x[1]: hello";
+        let lines =
+            ["bad 192.0.2.1", "h app[1]: bad 192.0.2.1", dated, "bad 192.0.2.1", "h app[1]: bad 192.0.2.1"];
+        assert_eq!(found(&[rule], &lines), ["0:192.0.2.1*1", "0:192.0.2.1*1", "", "", ""]);
+    }
+
+    #[test]
+    fn a_journal_entry_needs_no_header() {
+        let mut detector = Detector::new(vec![
+            rule(SYSLOG),
+            rule("format: none\nprogram: [x]\nfailregex: ['^bad <HOST>$']"),
+        ]);
+        let entry = Entry { host: b"h", program: b"app", pid: b"1", message: b"bad 192.0.2.1\n" };
+        let mut heard = Vec::new();
+        detector.detect_entry(entry, Clock::Arrived(NOW), |index, _| heard.push(index));
+        detector.detect_entry(Entry { program: b"x", ..entry }, Clock::Arrived(NOW), |index, _| {
+            heard.push(index)
+        });
+        detector.detect_entry(Entry { program: b"y", ..entry }, Clock::Arrived(NOW), |index, _| {
+            heard.push(index)
+        });
+        assert_eq!(heard, [0, 1]);
+    }
+
+    #[test]
+    fn overlong_lines_are_nobodys() {
+        let rule = rule("format: none\nfailregex: ['^bad <HOST>(?: |$)']");
+        let long = format!("bad 192.0.2.1 {}", "x".repeat(LINE_BYTES_MAX));
+        assert_eq!(found(&[rule], &[&long, "bad 192.0.2.1"]), ["", "0:192.0.2.1*1"]);
+    }
 }

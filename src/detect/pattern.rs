@@ -118,14 +118,15 @@ fn names(regex: &str, group: &str) -> bool {
     regex.contains(&format!("(?P<{group}>")) || regex.contains(&format!("(?<{group}>"))
 }
 
-/// Refuses what cannot be run in linear time, and what is not tied to the start of the text.
-pub fn prove_sound(pattern: &str, expanded: &Expanded) -> Result<(), Fault> {
+/// Parses an expanded pattern. Refuses what cannot be run in linear time, and what is not tied to the start
+/// of the text.
+pub fn prove_sound(pattern: &str, expanded: &Expanded) -> Result<Hir, Fault> {
     let hir = parse(&expanded.regex).map_err(|error| syntax_fault(pattern, expanded, &error))?;
     if !hir.properties().look_set_prefix().contains(Look::Start) {
         let text = "must begin with ^ in every alternative: else an attacker's text may stand before it";
         return Err(Fault { text: text.to_owned(), start: 0, end: 1.min(pattern.len()) });
     }
-    Ok(())
+    Ok(hir)
 }
 
 /// Refuses a pattern under which one line can be read as blaming two addresses: whoever chooses a part of

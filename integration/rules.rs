@@ -95,7 +95,7 @@ fn no_name_that_a_client_chooses_finds_the_victim() {
         "error: kex_exchange_identification: client sent invalid protocol identifier \"{}\"",
         "Bad protocol version identification '{}' from 192.0.2.1 port 4242",
         "ssh_dispatch_run_fatal: Connection from invalid user {} 192.0.2.1 port 4242: invalid format [preauth]",
-        "SSH: Server;Ltype: Version;Remote: 192.0.2.1-1780;Protocol: 2.0;Client: {}",
+        "SSH: Server;Ltype: Version;Remote: 192.0.2.1-50122;Protocol: 2.0;Client: {}",
         "pam_unix(sshd:auth): authentication failure; logname= uid=0 euid=0 tty=ssh ruser= rhost=192.0.2.1  user={}",
         "Unable to negotiate with 192.0.2.1 port 4242: no matching cipher found. Their offer: {} [preauth]",
     ];

@@ -188,7 +188,8 @@ impl Fields {
             (low..=high).contains(&value).then_some(value)
         };
         match what {
-            b'Y' => self.year = Some(number(text, 4)? as i16),
+            // No log is older; another number of four digits may follow a date.
+            b'Y' => self.year = Some(number(text, 4).filter(|year| (1990..2100).contains(year))? as i16),
             b'y' => self.year = Some(2000 + number(text, 2)? as i16),
             b'm' => self.month = two(1, 12)?,
             b'b' => self.month = 1 + name(&MONTHS, text)? as i8,

@@ -48,7 +48,8 @@ pub const WEIGHT_MAX: u32 = 1000;
 pub enum Clock<'z> {
     /// A live line: now, whatever date it bears.
     Arrived(Timestamp),
-    /// An old line: by its own date, read in `zone` where it names none; `now` where it bears none.
+    /// An old line: by its own date, read in `zone` where it names none; `now` where it bears none
+    /// or a later one.
     Written { now: Timestamp, zone: &'z TimeZone },
 }
 
@@ -257,7 +258,7 @@ impl Listener {
         let at = match (clock, &header.stamp) {
             (Clock::Arrived(now), _) => now,
             (Clock::Written { now, zone }, Some(stamp)) => {
-                memory.dates.resolve(stamp, now, zone).unwrap_or(now)
+                memory.dates.resolve(stamp, now, zone).unwrap_or(now).min(now)
             }
             (Clock::Written { now, .. }, None) => now,
         };

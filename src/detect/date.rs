@@ -431,6 +431,12 @@ mod tests {
     }
 
     #[test]
+    fn a_number_behind_a_date_is_no_year_unless_it_can_be_one() {
+        assert_eq!(Stamp::find(b"Nov 21 10:00:00 4242 x").unwrap().0.text(), b"Nov 21 10:00:00");
+        assert_eq!(Stamp::find(b"Nov 21 10:00:00 2026 x").unwrap().0.text(), b"Nov 21 10:00:00 2026");
+    }
+
+    #[test]
     fn the_last_answer_is_kept_only_for_the_same_text() {
         let mut dates = Dates::default();
         for text in ["Nov 21 10:00:00", "Nov 21 10:00:00", "Nov 21 10:00:01"] {

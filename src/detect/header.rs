@@ -35,11 +35,6 @@ impl Format {
     pub fn names_the_client(self) -> bool {
         matches!(self, Format::Clf | Format::ApacheError | Format::Json)
     }
-
-    /// Whether the header itself names the user.
-    pub fn names_the_user(self) -> bool {
-        matches!(self, Format::Clf | Format::Json)
-    }
 }
 
 /// A line taken apart; everything is a slice of it, and empty where the line does not say.

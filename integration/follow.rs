@@ -229,7 +229,7 @@ fn without_a_saved_position_the_caller_says_where_to_begin() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     append(&path, "1\n2\n3\nunfin");
-    let age: AgeOf = Box::new(|line| if line < b"2" { Age::Before } else { Age::Wanted });
+    let age: AgeOf = Box::new(|line| if *line < b"2"[..] { Age::Before } else { Age::Wanted });
     for (start, expected) in [
         (Start::Beginning, &["1", "2", "3", "unfinished*"][..]),
         (Start::Since(age), &["2", "3", "unfinished*"]),

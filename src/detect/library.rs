@@ -1,0 +1,163 @@
+//! All rules by name: those the binary carries, and an administrator's own, which go before them.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::{fs, io};
+
+use super::compile::{self, BadRule, Fault};
+use super::file::RuleFile;
+use super::rule::Rule;
+use super::sample;
+
+/// The rule files of the source tree, `(FILE NAME, TEXT)`.
+const SHIPPED: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/rules.rs"));
+
+/// The largest rule file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Rule files by name, not yet parsed.
+#[derive(Clone, Debug, Default)]
+pub struct Library {
+    files: BTreeMap<String, Source>,
+}
+
+#[derive(Clone, Debug)]
+struct Source {
+    /// What messages call it.
+    file: String,
+    text: String,
+    shipped: bool,
+}
+
+impl Library {
+    /// The rules that the binary carries.
+    pub fn shipped() -> Self {
+        let mut library = Library::default();
+        for (file, text) in SHIPPED {
+            library.insert(&format!("rules/{file}"), text, true);
+        }
+        library
+    }
+
+    /// Adds every `NAME.yaml` of `dir`; one named like a rule that is there replaces it.
+    pub fn add_dir(&mut self, dir: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "yaml") {
+                continue;
+            }
+            if fs::metadata(&path)?.len() > FILE_BYTES_MAX {
+                let text = format!("{} is larger than 1 MiB", path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
+            let text = fs::read_to_string(&path)
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+            self.insert(&path.display().to_string(), &text, false);
+        }
+        Ok(())
+    }
+
+    /// Adds one rule file; its name without folder and `.yaml` is the rule's.
+    pub fn add(&mut self, file: &str, text: &str) {
+        self.insert(file, text, false);
+    }
+
+    fn insert(&mut self, file: &str, text: &str, shipped: bool) {
+        let name = file.rsplit('/').next().unwrap_or(file);
+        let name = name.strip_suffix(".yaml").unwrap_or(name);
+        let source = Source { file: file.to_owned(), text: text.to_owned(), shipped };
+        self.files.insert(name.to_owned(), source);
+    }
+
+    /// Every rule's name, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
+    /// The rule as written.
+    pub fn file(&self, name: &str) -> Result<RuleFile, BadRule> {
+        let source = self.source(name)?;
+        let file = compile::parse(&source.file, &source.text)?;
+        if file.rule.value != name {
+            let place = file.rule.referenced;
+            let text = format!("calls itself \"{}\", but the file is named {name}.yaml", file.rule.value);
+            let fault = Fault { line: place.line(), column: place.column(), text };
+            return Err(BadRule { file: source.file.clone(), faults: vec![fault] });
+        }
+        Ok(file)
+    }
+
+    /// Compiles the rule `name` for `mode`; without one, for its base patterns. An own rule is also proven
+    /// to leave an attacker no choice of the address; the shipped ones are by this project's tests.
+    pub fn compile(&self, name: &str, mode: Option<&str>) -> Result<Rule, BadRule> {
+        let source = self.source(name)?;
+        compile::compile(&source.file, &self.file(name)?, mode, !source.shipped)
+    }
+
+    /// Compiles and proves every rule in every mode, and runs its samples; all that is wrong with them.
+    pub fn check(&self) -> Vec<BadRule> {
+        self.names().flat_map(|name| self.check_rule(name).err()).collect()
+    }
+
+    /// Like [`Library::check`], for one rule.
+    pub fn check_rule(&self, name: &str) -> Result<(), BadRule> {
+        let source = self.source(name)?;
+        let faults = sample::check(&source.file, &self.file(name)?)?;
+        if faults.is_empty() { Ok(()) } else { Err(BadRule { file: source.file.clone(), faults }) }
+    }
+
+    fn source(&self, name: &str) -> Result<&Source, BadRule> {
+        self.files.get(name).ok_or_else(|| {
+            let near = self.names().find(|known| known.starts_with(name) || name.starts_with(known));
+            let hint = near.map_or(String::new(), |near| format!("; is \"{near}\" meant?"));
+            let fault = Fault { line: 0, column: 0, text: format!("there is no such rule{hint}") };
+            BadRule { file: name.to_owned(), faults: vec![fault] }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULE: &str = "rule: sshd\nabout: own\nformat: none\nfailregex: ['^x <HOST>$']\nsamples:\n  - {line: x 192.0.2.1, \
+                        addr: 192.0.2.1}\n  - {line: y}\n  - {line: x 192.0.2.1 from 203.0.113.9, hostile: true}\n";
+
+    #[test]
+    fn own_rules_go_before_shipped_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("sshd.yaml"), RULE).unwrap();
+        fs::write(dir.path().join("notes.txt"), "no rule").unwrap();
+        let mut library = Library::shipped();
+        let names = library.names().count();
+        library.add_dir(dir.path()).unwrap();
+        assert_eq!(library.names().count(), names);
+        assert_eq!(library.compile("sshd", None).unwrap().about(), "own");
+        assert_eq!(library.check_rule("sshd"), Ok(()));
+    }
+
+    #[test]
+    fn a_rule_is_named_like_its_file() {
+        let mut library = Library::default();
+        library.add("/etc/x/other.yaml", RULE);
+        let said = library.compile("other", None).unwrap_err().to_string();
+        assert_eq!(said, "/etc/x/other.yaml:1:7: calls itself \"sshd\", but the file is named other.yaml");
+        let said = library.compile("oth", None).unwrap_err().to_string();
+        assert_eq!(said, "oth: there is no such rule; is \"other\" meant?");
+    }
+
+    #[test]
+    fn wrong_samples_are_told_with_their_line() {
+        let mut library = Library::default();
+        let text =
+            RULE.replace("addr: 192.0.2.1}", "addr: 192.0.2.2}").replace("line: y", "line: x 192.0.2.3");
+        library.add("sshd.yaml", &text);
+        let said = library.check_rule("sshd").unwrap_err().to_string();
+        assert!(said.contains("sshd.yaml:6:5: counts for 192.0.2.1, and must count for 192.0.2.2"), "{said}");
+        assert!(said.contains("sshd.yaml:7:5: counts for 192.0.2.3, and must not count"), "{said}");
+        library.add("sshd.yaml", &RULE[..RULE.find("  - {line: y").unwrap()]);
+        let said = library.check_rule("sshd").unwrap_err().to_string();
+        assert!(said.contains("every sample counts") && said.contains("no sample is hostile"), "{said}");
+    }
+}

@@ -1,0 +1,486 @@
+//! A line becomes a finding: who failed, as whom, when, and how badly.
+//!
+//! A [`Detector`] belongs to one log source and holds every [`Rule`] that listens to it. It reads a line's
+//! header once, asks each rule that hears the line's program, and joins the lines of one connection. It reads
+//! no clock, opens no file and looks up no name.
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod answer;
+pub mod compile;
+pub mod date;
+pub mod file;
+pub mod header;
+pub mod json;
+pub mod library;
+pub mod pattern;
+pub mod rule;
+pub mod sample;
+pub mod session;
+pub mod steer;
+mod web;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+
+pub use compile::{BadRule, Fault};
+pub use library::Library;
+pub use rule::{Kind, Rule};
+
+use crate::model::{Bantime, Timestamp};
+use date::Dates;
+use file::Session;
+use header::{Format, Header};
+use json::Record;
+use rule::{Hit, Scratch};
+use session::{Debt, Outcome, Role, Sessions, Told};
+
+/// The longest line that is looked at, in bytes; what is longer is nobody's.
+pub const LINE_BYTES_MAX: usize = 64 << 10;
+/// The most that one line counts as.
+pub const WEIGHT_MAX: u32 = 1000;
+
+/// When a line counts.
+#[derive(Clone, Copy, Debug)]
+pub enum Clock<'z> {
+    /// A live line: now, whatever date it bears.
+    Arrived(Timestamp),
+    /// An old line: by its own date, read in `zone` where it names none; `now` where it bears none
+    /// or a later one.
+    Written { now: Timestamp, zone: &'z TimeZone },
+}
+
+/// One failure or good log-in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub addr: IpAddr,
+    pub at: Timestamp,
+    /// At most 128 bytes, as the attacker wrote it: escape before printing.
+    pub user: Option<String>,
+    /// How many failures it counts as: 1 to [`WEIGHT_MAX`].
+    pub weight: u32,
+    /// The pattern's own length of a ban.
+    pub bantime: Option<Bantime>,
+    /// Which of [`Rule::patterns`] decided; for a failure that waited for its address, the one that failed.
+    pub pattern: usize,
+}
+
+/// What a rule makes of a line that one of its patterns matched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Failure(Finding),
+    Success(Finding),
+    /// Understood, and nothing follows: ignored, only tells of its session, waits for an address, or names
+    /// something that is none.
+    Noted {
+        pattern: usize,
+    },
+}
+
+/// A journal entry. Its fields are the journal's own, not text that a program wrote about itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Entry<'a> {
+    pub host: &'a [u8],
+    pub program: &'a [u8],
+    pub pid: &'a [u8],
+    pub message: &'a [u8],
+}
+
+/// The rules of one log source, and what they remember of it.
+#[derive(Debug)]
+pub struct Detector {
+    rules: Vec<Listener>,
+    /// Rules that hear only these programs through syslog.
+    by_program: HashMap<Vec<u8>, Vec<usize>>,
+    /// All other rules.
+    others: Vec<usize>,
+    /// Whether a syslog daemon may be the one that writes the source.
+    is_syslog: bool,
+    memory: Memory,
+}
+
+#[derive(Debug)]
+struct Listener {
+    rule: Arc<Rule>,
+    scratch: Scratch,
+    sessions: Sessions,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    dates: Dates,
+    /// Whether the source has ever shown a line that begins with a date.
+    dated: bool,
+}
+
+impl Detector {
+    pub fn new(rules: Vec<Arc<Rule>>) -> Self {
+        let mut by_program: HashMap<Vec<u8>, Vec<usize>> = HashMap::new();
+        let mut others = Vec::new();
+        for (index, rule) in rules.iter().enumerate() {
+            let named = !rule.program.is_empty() && !rule.program.iter().any(|name| name.ends_with('*'));
+            if named && rule.formats == [Format::Syslog] {
+                for name in &rule.program {
+                    by_program.entry(name.clone().into_bytes()).or_default().push(index);
+                }
+            } else {
+                others.push(index);
+            }
+        }
+        let is_syslog = rules.iter().any(|rule| rule.formats.contains(&Format::Syslog));
+        let listen =
+            |rule: Arc<Rule>| Listener { scratch: Scratch::new(&rule), sessions: Sessions::default(), rule };
+        let rules = rules.into_iter().map(listen).collect();
+        Detector { rules, by_program, others, is_syslog, memory: Memory::default() }
+    }
+
+    /// The rules in the order in which they were given; `found` is told their index.
+    pub fn rules(&self) -> impl ExactSizeIterator<Item = &Arc<Rule>> {
+        self.rules.iter().map(|listener| &listener.rule)
+    }
+
+    /// Offers a line of text to all rules. A line end and Docker's json-file wrapper are taken off.
+    ///
+    /// A line without a date counts only as long as the source has shown none with a date: a file that a
+    /// syslog daemon writes has a header on every line, so text without one is the rest of a message that
+    /// somebody broke in two. Only a rule whose one format is `none` takes every line.
+    pub fn detect(&mut self, text: &[u8], clock: Clock, mut found: impl FnMut(usize, Verdict)) {
+        let line = without_line_end(text);
+        if line.len() > LINE_BYTES_MAX {
+            return;
+        }
+        let unwrapped = json::unwrap_docker(line);
+        let line = unwrapped.as_deref().map_or(line, without_line_end);
+        let mut reading =
+            Reading { line: Some(line), entry: Header::default(), headers: [None; 8], json: None };
+        self.offer(&mut reading, clock, &mut found);
+    }
+
+    /// Offers a journal entry to all rules.
+    pub fn detect_entry(&mut self, entry: Entry, clock: Clock, mut found: impl FnMut(usize, Verdict)) {
+        if entry.message.len() > LINE_BYTES_MAX {
+            return;
+        }
+        let Entry { host, program, pid, message } = entry;
+        let entry = Header { host, program, pid, message: without_line_end(message), ..Header::default() };
+        self.offer(&mut Reading { line: None, entry, headers: [None; 8], json: None }, clock, &mut found);
+    }
+
+    fn offer(&mut self, reading: &mut Reading, clock: Clock, found: &mut impl FnMut(usize, Verdict)) {
+        let header = if self.is_syslog { reading.header(Format::Syslog) } else { None };
+        self.memory.dated |= reading.line.is_some() && header.is_some_and(|header| header.stamp.is_some());
+        let program = header.map_or(&b""[..], |header| header.program);
+        let named = self.by_program.get(program).map_or(&[][..], Vec::as_slice);
+        for &index in self.others.iter().chain(named) {
+            if let Some(verdict) = self.rules[index].hear(reading, clock, &mut self.memory) {
+                found(index, verdict);
+            }
+        }
+    }
+}
+
+/// One line, and what has been read of it so far.
+struct Reading<'a> {
+    /// None where it is a journal entry.
+    line: Option<&'a [u8]>,
+    entry: Header<'a>,
+    headers: [Option<Option<Header<'a>>>; 8],
+    json: Option<Option<serde_json::Value>>,
+}
+
+impl<'a> Reading<'a> {
+    fn header(&mut self, format: Format) -> Option<Header<'a>> {
+        *self.headers[format as usize].get_or_insert_with(|| match self.line {
+            Some(line) => header::read(format, line),
+            None => header::read_entry(format, &self.entry),
+        })
+    }
+
+    fn json(&mut self) -> Option<&serde_json::Value> {
+        let text = self.line.unwrap_or(self.entry.message);
+        self.json.get_or_insert_with(|| json::read(text)).as_ref()
+    }
+}
+
+impl Listener {
+    /// The first of the rule's formats that fits the line decides what the message is.
+    fn hear(&mut self, reading: &mut Reading, clock: Clock, memory: &mut Memory) -> Option<Verdict> {
+        let rule = Arc::clone(&self.rule);
+        let is_entry = reading.line.is_none();
+        if is_entry && !rule.hears(reading.entry.program) {
+            return None;
+        }
+        for &format in &rule.formats {
+            if format == Format::Json {
+                let Some(value) = reading.json() else { continue };
+                let record = Record::new(value, rule.fields.as_ref()?);
+                return self.judge(&record.header(), Some(&record), clock, memory);
+            }
+            let Some(header) = reading.header(format) else { continue };
+            let names_programs = matches!(format, Format::Syslog | Format::Kernel);
+            memory.dated |= !is_entry && header.stamp.is_some();
+            if (names_programs || !header.program.is_empty()) && !rule.hears(header.program) {
+                continue;
+            }
+            let is_whole = is_entry || rule.formats == [Format::None];
+            if header.stamp.is_none() && memory.dated && !is_whole {
+                continue;
+            }
+            return self.judge(&header, None, clock, memory);
+        }
+        None
+    }
+
+    fn judge(
+        &mut self,
+        header: &Header,
+        record: Option<&Record>,
+        clock: Clock,
+        memory: &mut Memory,
+    ) -> Option<Verdict> {
+        let rule = &self.rule;
+        let hit = rule.find(&mut self.scratch, header, record)?;
+        let pattern = &rule.patterns[hit.pattern];
+        let noted = Some(Verdict::Noted { pattern: hit.pattern });
+        let role = match pattern.kind {
+            Kind::Ignore => return noted,
+            Kind::Failure => Role::Failure,
+            Kind::Success => Role::Success,
+            Kind::Session => Role::Told,
+        };
+        let addr = match blamed(&hit, header) {
+            Ok(addr) => addr,
+            Err(NoAddress) => return noted,
+        };
+        let at = match (clock, &header.stamp) {
+            (Clock::Arrived(now), _) => now,
+            (Clock::Written { now, zone }, Some(stamp)) => {
+                memory.dates.resolve(stamp, now, zone).unwrap_or(now).min(now)
+            }
+            (Clock::Written { now, .. }, None) => now,
+        };
+        let count =
+            hit.count.map_or_else(|| record.map_or(1, |record| counted(record.count.as_bytes())), counted);
+        let debt =
+            Debt { pattern: hit.pattern, weight: pattern.weight.saturating_mul(count).clamp(1, WEIGHT_MAX) };
+        let user = hit.user.unwrap_or(header.user);
+        let key = session_key(rule, &hit, header, record);
+        let told = Told { role, addr, user, ends: pattern.ends, debt };
+        let finding = |addr, user, debt: Debt| Finding {
+            addr,
+            at,
+            user,
+            weight: debt.weight,
+            bantime: rule.patterns[debt.pattern].bantime,
+            pattern: debt.pattern,
+        };
+        match self.sessions.handle(&key, told, at) {
+            Outcome::Nothing => noted,
+            Outcome::Failure { addr, user, debt } => Some(Verdict::Failure(finding(addr, user, debt))),
+            Outcome::Success { addr, user } => Some(Verdict::Success(finding(addr, user, debt))),
+        }
+    }
+}
+
+/// A line names its client, and it is no address: the line blames nobody.
+struct NoAddress;
+
+/// Whom the line itself blames. What the pattern matched goes before what the header says.
+fn blamed(hit: &Hit, header: &Header) -> Result<Option<IpAddr>, NoAddress> {
+    let found = match (hit.host, &header.client) {
+        (Some((text, after)), _) => address::parse(text).filter(|_| address::ends_before(after)),
+        (None, Some(client)) => client.addr(),
+        (None, None) => return Ok(None),
+    };
+    found.map(Some).ok_or(NoAddress)
+}
+
+/// "7 times" counts seven; what is no number, or zero, counts one.
+fn counted(text: &[u8]) -> u32 {
+    let number = std::str::from_utf8(text).ok().and_then(|text| text.parse::<u64>().ok());
+    number.map_or(1, |number| number.clamp(1, u64::from(WEIGHT_MAX)) as u32)
+}
+
+/// What joins the line to others: its host, and process or captured key. Empty where nothing does.
+fn session_key(rule: &Rule, hit: &Hit, header: &Header, record: Option<&Record>) -> Vec<u8> {
+    let own = match rule.session {
+        None => return Vec::new(),
+        Some(Session::Pid) => header.pid,
+        Some(Session::Captured) => {
+            hit.session.or_else(|| record.map(|record| record.session.as_bytes())).unwrap_or_default()
+        }
+    };
+    if own.is_empty() { Vec::new() } else { [own, b" ", header.host].concat() }
+}
+
+/// Blanks at the end go too: some services write them, and none means them.
+fn without_line_end(line: &[u8]) -> &[u8] {
+    line.trim_ascii_end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_795_255_200_000);
+
+    /// A rule from YAML without the parts that every rule has.
+    fn rule(yaml: &str) -> Arc<Rule> {
+        let mut library = Library::default();
+        library.add("t.yaml", &format!("rule: t\nabout: x\nsamples: []\n{yaml}"));
+        Arc::new(library.compile("t", None).unwrap_or_else(|bad| panic!("{bad}")))
+    }
+
+    /// What the rules find in the lines, one text for each line: `INDEX:ADDRESS*WEIGHT`.
+    fn found(rules: &[Arc<Rule>], lines: &[&str]) -> Vec<String> {
+        let mut detector = Detector::new(rules.to_vec());
+        let mut out = Vec::new();
+        for line in lines {
+            let mut texts = Vec::new();
+            detector.detect(line.as_bytes(), Clock::Arrived(NOW), |index, verdict| {
+                if let Verdict::Failure(finding) = verdict {
+                    texts.push(format!("{index}:{}*{}", finding.addr, finding.weight));
+                }
+            });
+            out.push(texts.join(" "));
+        }
+        out
+    }
+
+    const SYSLOG: &str = "format: syslog\nprogram: [app, 'mta/*']\nfailregex: ['^bad <HOST>$']";
+
+    #[test]
+    fn only_the_rules_of_a_program_hear_it() {
+        let other = rule("format: syslog\nprogram: [other]\nfailregex: ['^bad <HOST>$']");
+        let all = rule("format: syslog\nfailregex: ['^bad <HOST>$']");
+        let lines = ["h app[1]: bad 192.0.2.1", "h mta/in[1]: bad 192.0.2.1", "h x[1]: bad 192.0.2.1"];
+        assert_eq!(
+            found(&[rule(SYSLOG), other, all], &lines),
+            ["0:192.0.2.1*1 2:192.0.2.1*1", "0:192.0.2.1*1 2:192.0.2.1*1", "2:192.0.2.1*1"]
+        );
+    }
+
+    #[test]
+    fn the_first_pattern_wins_and_what_is_ignored_is_nobodys() {
+        let yaml = "format: none\nignoreregex: ['^bad 192\\.0\\.2\\.2$']\nfailregex:\n  - {regex: '^bad <HOST>$', \
+                    weight: 3, bantime: 1w}\n  - '^b<USER> <HOST>$'";
+        let rule = rule(yaml);
+        assert_eq!(
+            found(&[Arc::clone(&rule)], &["bad 192.0.2.1", "bad 192.0.2.2", "bxx 192.0.2.3"]),
+            ["0:192.0.2.1*3", "", "0:192.0.2.3*1"]
+        );
+        let mut bantime = None;
+        Detector::new(vec![rule]).detect(b"bad 192.0.2.1", Clock::Arrived(NOW), |_, verdict| {
+            if let Verdict::Failure(finding) = verdict {
+                bantime = finding.bantime.map(|bantime| bantime.to_string());
+            }
+        });
+        assert_eq!(bantime.as_deref(), Some("1w"));
+    }
+
+    #[test]
+    fn a_count_in_the_line_is_bounded() {
+        let rule = rule("format: none\nfailregex: [{regex: '^<COUNT> from <HOST>$', weight: 2}]");
+        let lines = ["7 from 192.0.2.1", "0 from 192.0.2.1", "99999999999999999999999 from 192.0.2.1"];
+        assert_eq!(found(&[rule], &lines), ["0:192.0.2.1*14", "0:192.0.2.1*2", "0:192.0.2.1*2"]);
+    }
+
+    #[test]
+    fn what_is_no_address_blames_nobody() {
+        let rule = rule("format: none\nfailregex: ['^bad <HOST>(?: |$)']");
+        let lines = [
+            "bad 192.0.2.1 x",
+            "bad 192.0.2.1.example.com",
+            "bad 192.030.0.6",
+            "bad 0.0.0.0",
+            "bad ::ffff:192.0.2.1",
+        ];
+        assert_eq!(found(&[rule], &lines), ["0:192.0.2.1*1", "", "", "", "0:192.0.2.1*1"]);
+    }
+
+    #[test]
+    fn a_prefilter_narrows_what_patterns_see() {
+        let yaml = "format: none\nprefilter: '^\\[<HOST>\\] <CONTENT>$'\nfailregex: ['^no$']";
+        assert_eq!(
+            found(&[rule(yaml)], &["[192.0.2.1] no", "[192.0.2.1] nope", "no"]),
+            ["0:192.0.2.1*1", "", ""]
+        );
+    }
+
+    #[test]
+    fn sessions_join_by_captured_keys() {
+        let yaml = "format: none\nsession: <SESSION>\nfailregex: ['^<SESSION> bad$']\nsessionregex: ['^<SESSION> is <HOST>$']";
+        assert_eq!(found(&[rule(yaml)], &["a is 192.0.2.1", "b bad", "a bad"]), ["", "", "0:192.0.2.1*1"]);
+    }
+
+    #[test]
+    fn web_logs_name_the_client_themselves() {
+        let yaml = "format: clf\nfailregex: ['^\"(?:GET|POST) /wp-login\\.php[^\"]*\" 40[13] ']";
+        let line = |user: &str, request: &str, status: u32| {
+            format!(
+                "192.0.2.1 - {user} [21/Nov/2026:10:00:00 +0000] \"{request}\" {status} 1 \"-\" \"203.0.113.9\""
+            )
+        };
+        let lines = [
+            line("-", "POST /wp-login.php HTTP/1.1", 403),
+            line("203.0.113.9 [x]", "GET /wp-login.php HTTP/1.1", 401),
+            line("-", "GET /wp-login.php HTTP/1.1", 200),
+        ];
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        assert_eq!(found(&[rule(yaml)], &lines), ["0:192.0.2.1*1", "0:192.0.2.1*1", ""]);
+    }
+
+    #[test]
+    fn json_needs_no_pattern() {
+        let yaml = "format: json\nfields: {host: [ip, remote], user: name, message: msg, count: n}\nfailregex:\n  \
+                    - where: {status: [401, 403]}\n  - {regex: '^Login failed', where: {app: core}}";
+        let lines = [
+            r#"{"ip":"192.0.2.1","status":401}"#,
+            r#"{"remote":"[2001:db8::1]:80","status":403,"n":3}"#,
+            r#"{"ip":"192.0.2.1","status":200,"msg":"Login failed: 203.0.113.9","app":"core"}"#,
+            r#"{"ip":"192.0.2.1","msg":"Login failed","app":"x"}"#,
+            r#"{"ip":"host.example.com","status":401}"#,
+            r#"{"log":"{\"ip\":\"192.0.2.1\",\"status\":401}\n","stream":"stdout","time":"2026-11-21T10:00:00Z"}"#,
+            "192.0.2.1",
+        ];
+        let expected = ["0:192.0.2.1*1", "0:2001:db8::1*3", "0:192.0.2.1*1", "", "", "0:192.0.2.1*1", ""];
+        assert_eq!(found(&[rule(yaml)], &lines), expected);
+    }
+
+    #[test]
+    fn text_without_a_header_is_nobodys_once_there_was_one() {
+        let rule = rule("format: [syslog, none]\nprogram: [app]\nfailregex: ['^bad <HOST>$']");
+        let dated = "Nov 21 10:00:00 h x[1]: hello";
+        let lines =
+            ["bad 192.0.2.1", "h app[1]: bad 192.0.2.1", dated, "bad 192.0.2.1", "h app[1]: bad 192.0.2.1"];
+        assert_eq!(found(&[rule], &lines), ["0:192.0.2.1*1", "0:192.0.2.1*1", "", "", ""]);
+    }
+
+    #[test]
+    fn a_journal_entry_needs_no_header() {
+        let mut detector = Detector::new(vec![
+            rule(SYSLOG),
+            rule("format: none\nprogram: [x]\nfailregex: ['^bad <HOST>$']"),
+        ]);
+        let entry = Entry { host: b"h", program: b"app", pid: b"1", message: b"bad 192.0.2.1\n" };
+        let mut heard = Vec::new();
+        detector.detect_entry(entry, Clock::Arrived(NOW), |index, _| heard.push(index));
+        detector.detect_entry(Entry { program: b"x", ..entry }, Clock::Arrived(NOW), |index, _| {
+            heard.push(index)
+        });
+        detector.detect_entry(Entry { program: b"y", ..entry }, Clock::Arrived(NOW), |index, _| {
+            heard.push(index)
+        });
+        assert_eq!(heard, [0, 1]);
+    }
+
+    #[test]
+    fn overlong_lines_are_nobodys() {
+        let rule = rule("format: none\nfailregex: ['^bad <HOST>(?: |$)']");
+        let long = format!("bad 192.0.2.1 {}", "x".repeat(LINE_BYTES_MAX));
+        assert_eq!(found(&[rule], &[&long, "bad 192.0.2.1"]), ["", "0:192.0.2.1*1"]);
+    }
+}

@@ -1,0 +1,150 @@
+//! What web servers write before a request or a message, and which part of it a client chose.
+#![forbid(unsafe_code)]
+
+use super::address;
+use super::date::Stamp;
+use super::header::{Client, Header, split_word, trim};
+
+/// The client chooses the user's name and the request. Servers escape quotes in both, so the first quote is
+/// the server's own, and so is the last bracket before it.
+pub(super) fn clf(line: &[u8]) -> Option<Header<'_>> {
+    let quote = line.iter().position(|&b| b == b'"')?;
+    let before = line[..quote].strip_suffix(b"] ")?;
+    let bracket = before.iter().rposition(|&b| b == b'[')?;
+    let (stamp, _) = Stamp::find(&before[bracket + 1..])?;
+    let (first, rest) = split_word(&before[..bracket]);
+    let (second, after_second) = split_word(trim(rest));
+    // A virtual host's name may be an address too; then the client is the second one.
+    let has_vhost = address::parse(second).is_some();
+    let (client, rest) = if has_vhost { (second, after_second) } else { (first, rest) };
+    let (_, user) = split_word(trim(rest));
+    let user = trim(user).trim_ascii_end();
+    Some(Header {
+        stamp: Some(stamp),
+        client: Some(Client::Plain(client)),
+        user: if user == b"-" { b"" } else { user },
+        message: &line[quote..],
+        ..Header::default()
+    })
+}
+
+/// `2026/11/21 10:00:00 [error] 1234#1234: *5 MESSAGE` (ngx_log.c).
+pub(super) fn nginx_error(line: &[u8]) -> Option<Header<'_>> {
+    let (stamp, rest) = Stamp::find(line)?;
+    let (level, rest) = split_word(trim(rest));
+    let (process, rest) = split_word(trim(rest));
+    let process = process.strip_suffix(b":")?;
+    let hash = process.iter().position(|&b| b == b'#')?;
+    let is_level = level.starts_with(b"[") && level.ends_with(b"]");
+    if !is_level || !process[..hash].iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let rest = trim(rest);
+    let (connection, after) = split_word(rest);
+    let message = if connection.starts_with(b"*") { trim(after) } else { rest };
+    Some(Header { stamp: Some(stamp), pid: &process[..hash], message, ..Header::default() })
+}
+
+/// `[DATE] [core:error] [pid 1:tid 2] (13)Error: [client 192.0.2.1:5] MESSAGE` (server/core.c); 2.2 wrote
+/// neither module nor process nor port. Through syslog there is no date.
+pub(super) fn apache_error(line: &[u8]) -> Option<Header<'_>> {
+    let dated = bracketed(line).and_then(|(inner, rest)| Some((Stamp::find(inner)?.0, rest)));
+    let (stamp, rest) = match dated {
+        Some((stamp, rest)) => (Some(stamp), rest),
+        None => (None, line),
+    };
+    let (level, mut rest) = bracketed(rest)?;
+    if !level.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b':' | b'_' | b'-')) {
+        return None;
+    }
+    let mut modern = level.contains(&b':');
+    let mut header = Header { stamp, ..Header::default() };
+    if let Some((inner, after)) = bracketed(rest)
+        && let Some(pid) = inner.strip_prefix(b"pid ")
+    {
+        header.pid = &pid[..pid.iter().take_while(|b| b.is_ascii_digit()).count()];
+        (modern, rest) = (true, after);
+    }
+    let rest = without_errno(rest);
+    header.message = rest;
+    if let Some((inner, after)) = bracketed(rest)
+        && let Some(client) = inner.strip_prefix(b"client ")
+    {
+        header.client = Some(if modern { Client::WithPort(client) } else { Client::Plain(client) });
+        header.message = after;
+    }
+    Some(header)
+}
+
+/// `[INNER] REST`.
+fn bracketed(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let inner = text.strip_prefix(b"[")?;
+    let end = inner.iter().position(|&b| b == b']')?;
+    Some((&inner[..end], trim(&inner[end + 1..])))
+}
+
+/// `(13)Permission denied: ` is the system's own text; a bracket follows where there is a client.
+fn without_errno(text: &[u8]) -> &[u8] {
+    let after_errno = || {
+        let inner = text.strip_prefix(b"(")?;
+        let close = inner.iter().position(|&b| b == b')')?;
+        let number = inner[..close].iter().all(|b| b.is_ascii_digit() || *b == b'-');
+        let colon = close + inner[close..].windows(2).position(|pair| pair == b": ")?;
+        let rest = trim(&inner[colon + 1..]);
+        (number && rest.starts_with(b"[client ")).then_some(rest)
+    };
+    after_errno().unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::detect::header::{Format, read};
+
+    fn text(bytes: &[u8]) -> &str {
+        std::str::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_web_servers_header_names_the_client() {
+        let request = r#""GET / HTTP/1.1" 404 153"#;
+        for (before, client, user) in [
+            ("192.0.2.1 - - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
+            ("2001:db8::1 - bob [21/Nov/2026:10:00:00 +0000] ", "2001:db8::1", "bob"),
+            ("www:80 192.0.2.1 - - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
+            ("203.0.113.9 192.0.2.1 - - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
+            (
+                "192.0.2.1 - a 203.0.113.9 [21/Nov/2020:10:00:00 +0000] [21/Nov/2026:10:00:00 +0000] ",
+                "192.0.2.1",
+                "a 203.0.113.9 [21/Nov/2020:10:00:00 +0000]",
+            ),
+            ("Nov 21 10:00:00 web01 nginx: 192.0.2.1 - - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
+        ] {
+            let line = format!("{before}{request}");
+            let header = read(Format::Clf, line.as_bytes()).expect(before);
+            assert_eq!(header.client.unwrap().addr(), Some(client.parse().unwrap()), "{before}");
+            assert_eq!((text(header.user), text(header.message)), (user, request), "{before}");
+        }
+    }
+
+    #[test]
+    fn error_logs_are_read_up_to_their_message() {
+        for line in [
+            "2026/11/21 10:00:00 [error] 12#12: *5 Hello",
+            "2026/11/21 10:00:00 [error] 12#12: Hello",
+            "Nov 21 10:00:00 web01 nginx: 2026/11/21 10:00:00 [error] 12#12: *5 Hello",
+        ] {
+            assert_eq!(text(read(Format::NginxError, line.as_bytes()).expect(line).message), "Hello");
+        }
+        for (line, client) in [
+            ("[Sat Nov 21 10:00:00.1 2026] [a:error] [pid 1:tid 2] [client 192.0.2.1:80] Hello", "192.0.2.1"),
+            ("[Sat Nov 21 10:00:00 2026] [a:error] [pid 1] [client 2001:db8::1:80] Hello", "2001:db8::1"),
+            ("[Sat Nov 21 10:00:00 2026] [a:error] [pid 1] (2)No: [client 192.0.2.1:80] Hello", "192.0.2.1"),
+            ("[Sat Nov 21 10:00:00 2026] [error] [client 2001:db8::1] Hello", "2001:db8::1"),
+            ("Nov 21 10:00:00 web01 httpd[1]: [error] [client 192.0.2.1] Hello", "192.0.2.1"),
+        ] {
+            let header = read(Format::ApacheError, line.as_bytes()).expect(line);
+            assert_eq!(header.client.unwrap().addr(), Some(client.parse().unwrap()), "{line}");
+            assert_eq!(text(header.message), "Hello", "{line}");
+        }
+    }
+}

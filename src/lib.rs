@@ -2,5 +2,7 @@
 
 pub mod acquire;
 pub mod detect;
+pub mod jail;
 pub mod model;
 pub mod nft;
+pub mod yaml;

@@ -221,6 +221,22 @@ impl FromStr for Bantime {
     }
 }
 
+/// Exact to the second: `forever`, or `5400s`.
+impl Serialize for Bantime {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Bantime::For(duration) => serializer.collect_str(&format_args!("{}s", duration.as_secs())),
+            Bantime::Forever => serializer.serialize_str("forever"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Bantime {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// A length of time as people write it: `90s`, `10m`, `1h30m`, `2d`, `1w`; from 1 second to 10 years.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
@@ -330,6 +346,8 @@ pub struct Failure {
     pub at: Timestamp,
     /// How many failures it counts as; at least 1.
     pub weight: u32,
+    /// How long it bans where it is the last straw, if not for the jail's `bantime`.
+    pub bantime: Option<Bantime>,
 }
 
 /// A ban as decided: from `at` on, for `bantime`.
@@ -392,6 +410,90 @@ pub struct Layout {
     pub cells: Vec<Cell>,
     /// Never dropped by any jail; may overlap.
     pub never: Vec<IpNet>,
+}
+
+/// What happened, for those who are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A failure was counted: so many of `maxretry` now.
+    Failed { jail: JailName, addr: IpAddr, at: Timestamp, count: u32, maxretry: u32 },
+    /// A failure of somebody who is never banned.
+    Ignored { jail: JailName, addr: IpAddr },
+    /// A ban was due, but would have ended before it began: the line is that old.
+    Overdue { ban: Ban },
+    /// The kernel holds a new ban.
+    Banned { ban: Ban },
+    /// The kernel holds a ban for longer than before.
+    Extended { ban: Ban },
+    /// A ban that the kernel held at the start is believed again.
+    Restored { ban: Ban },
+    /// A ban was lifted by hand.
+    Released { jail: JailName, target: Target },
+    /// A ban ran out; the kernel dropped it by itself.
+    Ended { ban: Ban },
+    /// The kernel did not take a change.
+    Refused { jail: JailName, target: Target, why: String },
+}
+
+/// Everything that can be asked of a running agent at a glance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// 1; another number means that fields changed their meaning.
+    pub schema: u32,
+    pub version: String,
+    pub pid: u32,
+    pub started: Timestamp,
+    pub now: Timestamp,
+    /// Changes that the kernel has not answered yet.
+    pub pending: usize,
+    pub jails: Vec<JailStatus>,
+    pub sources: Vec<SourceStatus>,
+    /// What is wrong as a whole; empty where all is well.
+    pub troubles: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JailStatus {
+    pub name: JailName,
+    pub rule: String,
+    pub mode: String,
+    pub ports: String,
+    pub maxretry: u32,
+    pub findtime: String,
+    pub bantime: String,
+    /// Addresses that have failed lately and are not banned for it.
+    pub failing: usize,
+    /// Failures counted since the start.
+    pub failed_total: u64,
+    pub banned: usize,
+    /// Bans the kernel took since the start.
+    pub banned_total: u64,
+    /// Addresses whose failures were forgotten before their time, because too many failed at once.
+    pub forgotten_total: u64,
+    /// None where the kernel could not be asked.
+    pub dropped: Option<Dropped>,
+    pub sources: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    pub name: String,
+    /// `following`, or what it waits for, in words.
+    pub state: String,
+    pub lines: u64,
+    /// Bytes that are written and not read yet.
+    pub behind: u64,
+    pub last_line: Option<Timestamp>,
+}
+
+/// One ban as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BanStatus {
+    pub jail: JailName,
+    pub target: Target,
+    pub at: Timestamp,
+    /// None: it never ends.
+    pub ends: Option<Timestamp>,
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use std::fmt;
 
 use regex_automata::meta::Regex;
 use regex_syntax::hir::Hir;
-use serde_saphyr::{Location, Spanned};
 
 use super::WEIGHT_MAX;
 use super::file::{self, Mode, RuleFile, Session};
@@ -14,83 +13,44 @@ use super::json::Where;
 use super::pattern::{self, Expanded};
 use super::rule::{Groups, Kind, Pattern, Rule};
 use crate::model::Bantime;
+use crate::yaml::{Fault, Location, Spanned};
 
 /// The most memory that a rule's automaton may take; the library's largest rules need a tenth.
 const NFA_BYTES_MAX: usize = 4 << 20;
 /// How much of the lazy automaton is kept per detector and rule.
 const CACHE_BYTES: usize = 256 << 10;
 
-/// All that is wrong with a rule file.
+/// All that is wrong with a rule file; not empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadRule {
-    pub file: String,
-    /// Not empty.
-    pub faults: Vec<Fault>,
-}
-
-/// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// Both from 1; 0 where the fault has no place.
-    pub line: u64,
-    pub column: u64,
-    /// May be several lines.
-    pub text: String,
-}
+pub struct BadRule(pub Vec<Fault>);
 
 impl fmt::Display for BadRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, fault) in self.faults.iter().enumerate() {
-            if i > 0 {
-                f.write_str("\n")?;
-            }
-            match fault.line {
-                0 => write!(f, "{}: {}", self.file, fault.text)?,
-                line => write!(f, "{}:{line}:{}: {}", self.file, fault.column, fault.text)?,
-            }
-        }
-        Ok(())
+        let texts: Vec<String> = self.0.iter().map(Fault::to_string).collect();
+        f.write_str(&texts.join("\n"))
     }
 }
 
 impl std::error::Error for BadRule {}
 
-/// Reads a rule file; unknown keys, doubled keys and oversized YAML are refused. `file` is what messages
-/// call it.
-pub fn parse(file: &str, text: &str) -> Result<RuleFile, BadRule> {
-    let options = serde_saphyr::options! {
-        strict_booleans: true,
-        with_snippet: true,
-        budget: serde_saphyr::budget! {
-            max_events: 50_000,
-            max_aliases: 0,
-            max_anchors: 0,
-            max_depth: 16,
-            max_documents: 1,
-            max_total_scalar_bytes: 1 << 20,
-        },
-    };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        let (line, column) = error.location().map_or((0, 0), |place| (place.line(), place.column()));
-        BadRule { file: file.to_owned(), faults: vec![Fault { line, column, text: error.to_string() }] }
-    })
+impl From<Fault> for BadRule {
+    fn from(fault: Fault) -> Self {
+        BadRule(vec![fault])
+    }
 }
 
 /// Compiles `file` for `mode`; without one, and for a mode `normal` that the rule does not define, for its base
 /// patterns. With `prove`, each pattern is proven to leave an attacker no
 /// choice of the address, which costs about a millisecond each; shipped rules are proven by the tests.
 pub fn compile(name: &str, file: &RuleFile, mode: Option<&str>, prove: bool) -> Result<Rule, BadRule> {
-    let mut compiler = Compiler { file, prove, faults: Vec::new() };
+    let mut compiler = Compiler { name, file, prove, faults: Vec::new() };
     let mode = mode.filter(|&mode| mode != "normal" || file.modes.contains_key(mode));
     let rule = compiler.rule(mode);
-    if compiler.faults.is_empty() {
-        Ok(rule)
-    } else {
-        Err(BadRule { file: name.to_owned(), faults: compiler.faults })
-    }
+    if compiler.faults.is_empty() { Ok(rule) } else { Err(BadRule(compiler.faults)) }
 }
 
 struct Compiler<'f> {
+    name: &'f str,
     file: &'f RuleFile,
     prove: bool,
     faults: Vec<Fault>,
@@ -104,7 +64,7 @@ struct Sound {
 
 impl Compiler<'_> {
     fn fault(&mut self, place: Location, text: String) {
-        self.faults.push(Fault { line: place.line(), column: place.column(), text });
+        self.faults.push(Fault::near(self.name, place, text));
     }
 
     fn rule(&mut self, mode: Option<&str>) -> Rule {
@@ -374,11 +334,15 @@ fn point_at(pattern: &str, fault: &pattern::Fault) -> String {
 mod tests {
     use super::*;
 
+    fn parse(yaml: &str) -> Result<RuleFile, BadRule> {
+        Ok(crate::yaml::read("t.yaml", yaml)?)
+    }
+
     const START: &str = "rule: t\nabout: x\nsamples: []\n";
 
     /// Everything that is said about a rule file in a mode.
     fn said(yaml: &str, mode: Option<&str>) -> String {
-        match parse("t.yaml", yaml).and_then(|file| compile("t.yaml", &file, mode, true)) {
+        match parse(yaml).and_then(|file| compile("t.yaml", &file, mode, true)) {
             Ok(_) => String::new(),
             Err(bad) => bad.to_string(),
         }
@@ -411,11 +375,10 @@ mod tests {
         for (yaml, says) in [
             (format!("{START}format: sylog\n"), "syslog"),
             (format!("{START}format: none\nfailregx: []\n"), "failregx"),
-            (format!("{START}format: none\nformat: none\n"), "duplicate"),
+            (format!("{START}format: none\nformat: none\n"), "a second time"),
             (format!("{START}format: none\nfailregex: [{{regx: a}}]\n"), "regx"),
             (format!("{START}format: none\nfailregex: [{{regex: '^<HOST>$', ends: yes}}]\n"), "ends"),
             (format!("{START}format: none\nfailregex: [[a]]\n"), "a regular expression, or a map"),
-            (format!("{START}format: none\nprogram: &a [x]\nunits: *a\n"), "t.yaml"),
         ] {
             let said = said(&yaml, None);
             assert!(said.starts_with("t.yaml:") && said.contains(says), "{says} is not in\n{said}");
@@ -438,7 +401,7 @@ mod tests {
              only: {{failregex: ['^only <HOST>$'], base: false}}\n  both: [more, more]\n  lost: [nowhere]\n"
         );
         let patterns = |mode| {
-            let file = parse("t.yaml", &yaml).unwrap();
+            let file = parse(&yaml).unwrap();
             let rule = compile("t.yaml", &file, mode, true).unwrap();
             rule.patterns().iter().map(|pattern| pattern.text().to_owned()).collect::<Vec<_>>()
         };

@@ -6,10 +6,10 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::net::IpAddr;
 
+use crate::yaml::Spanned;
 use serde::Deserialize;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{self, IntoDeserializer};
-use serde_saphyr::Spanned;
 
 use super::header::Format;
 use super::json::{Fields, Wish};

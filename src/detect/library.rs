@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
-use super::compile::{self, BadRule, Fault};
+use super::compile::{self, BadRule};
 use super::file::RuleFile;
 use super::rule::Rule;
 use super::sample;
+use crate::yaml::{self, Fault};
 
 /// The rule files of the source tree, `(FILE NAME, TEXT)`.
 const SHIPPED: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/rules.rs"));
@@ -78,12 +79,10 @@ impl Library {
     /// The rule as written.
     pub fn file(&self, name: &str) -> Result<RuleFile, BadRule> {
         let source = self.source(name)?;
-        let file = compile::parse(&source.file, &source.text)?;
+        let file: RuleFile = yaml::read(&source.file, &source.text)?;
         if file.rule.value != name {
-            let place = file.rule.referenced;
-            let text = format!("calls itself \"{}\", but the file is named {name}.yaml", file.rule.value);
-            let fault = Fault { line: place.line(), column: place.column(), text };
-            return Err(BadRule { file: source.file.clone(), faults: vec![fault] });
+            let message = format!("calls itself \"{}\", but the file is named {name}.yaml", file.rule.value);
+            return Err(Fault::near(&source.file, file.rule.referenced, message).into());
         }
         Ok(file)
     }
@@ -104,15 +103,13 @@ impl Library {
     pub fn check_rule(&self, name: &str) -> Result<(), BadRule> {
         let source = self.source(name)?;
         let faults = sample::check(&source.file, &self.file(name)?)?;
-        if faults.is_empty() { Ok(()) } else { Err(BadRule { file: source.file.clone(), faults }) }
+        if faults.is_empty() { Ok(()) } else { Err(BadRule(faults)) }
     }
 
     fn source(&self, name: &str) -> Result<&Source, BadRule> {
         self.files.get(name).ok_or_else(|| {
-            let near = self.names().find(|known| known.starts_with(name) || name.starts_with(known));
-            let hint = near.map_or(String::new(), |near| format!("; is \"{near}\" meant?"));
-            let fault = Fault { line: 0, column: 0, text: format!("there is no such rule{hint}") };
-            BadRule { file: name.to_owned(), faults: vec![fault] }
+            let names: Vec<&str> = self.names().collect();
+            Fault::whole("rules", yaml::unknown("rule", name, &names)).into()
         })
     }
 }
@@ -144,7 +141,7 @@ mod tests {
         let said = library.compile("other", None).unwrap_err().to_string();
         assert_eq!(said, "/etc/x/other.yaml:1:7: calls itself \"sshd\", but the file is named other.yaml");
         let said = library.compile("oth", None).unwrap_err().to_string();
-        assert_eq!(said, "oth: there is no such rule; is \"other\" meant?");
+        assert_eq!(said, "rules: unknown rule \"oth\": did you mean other?");
     }
 
     #[test]

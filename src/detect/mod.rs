@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 
-pub use compile::{BadRule, Fault};
+pub use compile::BadRule;
 pub use library::Library;
 pub use rule::{Kind, Rule};
 
@@ -180,6 +180,13 @@ impl Detector {
             }
         }
     }
+}
+
+/// The date that a line bears, whichever program wrote it; none where it bears none.
+pub fn date_of(line: &[u8], now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+    let formats = [Format::Syslog, Format::Clf, Format::NginxError, Format::ApacheError, Format::Date];
+    let stamp = formats.into_iter().find_map(|format| header::read(format, line)?.stamp)?;
+    stamp.resolve(now, zone)
 }
 
 /// One line, and what has been read of it so far.

@@ -4,35 +4,34 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use jiff::tz::TimeZone;
-use serde_saphyr::Spanned;
-
-use super::compile::{self, BadRule, Fault};
+use super::compile::{self, BadRule};
 use super::file::{RuleFile, Sample};
 use super::rule::Rule;
 use super::{Clock, Detector, Finding, Verdict};
 use crate::model::Timestamp;
+use crate::yaml::{Fault, Spanned};
+use jiff::tz::TimeZone;
 
 /// Compiles and proves a rule in all its modes, then runs its samples; every one that is wrong. `name` is
 /// what messages call the file.
 pub fn check(name: &str, file: &RuleFile) -> Result<Vec<Fault>, BadRule> {
     let mut rules: BTreeMap<Option<&str>, Arc<Rule>> = BTreeMap::new();
-    let mut bad = BadRule { file: name.to_owned(), faults: Vec::new() };
+    let mut bad = Vec::new();
     for mode in std::iter::once(None).chain(file.modes.keys().map(|mode| Some(mode.as_str()))) {
         match compile::compile(name, file, mode, true) {
             Ok(rule) => {
                 rules.insert(mode, Arc::new(rule));
             }
-            Err(error) => {
-                let fresh = error.faults.into_iter().filter(|fault| !bad.faults.contains(fault));
-                bad.faults.extend(fresh.collect::<Vec<_>>());
+            Err(BadRule(faults)) => {
+                let fresh: Vec<Fault> = faults.into_iter().filter(|fault| !bad.contains(fault)).collect();
+                bad.extend(fresh);
             }
         }
     }
-    if !bad.faults.is_empty() {
-        return Err(bad);
+    if !bad.is_empty() {
+        return Err(BadRule(bad));
     }
-    let mut faults = missing(file);
+    let mut faults = missing(name, file);
     for sample in &file.samples {
         let modes = sample.value.mode.as_ref().map_or(&[][..], |modes| modes.as_slice());
         let modes: Vec<Option<&str>> = match modes {
@@ -44,14 +43,14 @@ pub fn check(name: &str, file: &RuleFile) -> Result<Vec<Fault>, BadRule> {
                 Some(rule) => judge(Arc::clone(rule), &sample.value),
                 None => Some(format!("there is no mode \"{}\"", mode.unwrap_or_default())),
             };
-            faults.extend(wrong.map(|text| fault(sample, mode, &text)));
+            faults.extend(wrong.map(|text| fault(name, sample, mode, &text)));
         }
     }
     Ok(faults)
 }
 
 /// What a rule must show and does not.
-fn missing(file: &RuleFile) -> Vec<Fault> {
+fn missing(name: &str, file: &RuleFile) -> Vec<Fault> {
     let has = |wanted: fn(&Sample) -> bool| file.samples.iter().any(|sample| wanted(&sample.value));
     let wants = [
         (has(|sample| sample.addr.is_some()), "no sample counts"),
@@ -63,16 +62,14 @@ fn missing(file: &RuleFile) -> Vec<Fault> {
     ];
     let place = file.rule.referenced;
     let missing = wants.into_iter().filter(|(shown, _)| !shown);
-    missing
-        .map(|(_, text)| Fault { line: place.line(), column: place.column(), text: text.to_owned() })
-        .collect()
+    missing.map(|(_, text)| Fault::near(name, place, text)).collect()
 }
 
-fn fault(sample: &Spanned<Sample>, mode: Option<&str>, text: &str) -> Fault {
+fn fault(name: &str, sample: &Spanned<Sample>, mode: Option<&str>, text: &str) -> Fault {
     let place = sample.referenced;
     let mode = mode.map_or(String::new(), |mode| format!(" in mode {mode}"));
     let last = sample.value.lines().last().unwrap_or_default().escape_debug().to_string();
-    Fault { line: place.line(), column: place.column(), text: format!("{text}{mode}\n    {last}") }
+    Fault::near(name, place, format!("{text}{mode}\n    {last}"))
 }
 
 /// What is wrong with a rule's verdict on the last line of a sample.

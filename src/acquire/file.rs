@@ -150,6 +150,11 @@ impl Follower {
         self.start.is_none().then(|| self.closed.iter().copied().chain(open).collect())
     }
 
+    /// How many bytes were written and not read yet.
+    pub fn behind(&self) -> u64 {
+        self.old.iter().chain(&self.current).map(Tail::behind).sum()
+    }
+
     /// When to read again though nothing happened: an old file is to be let go.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         self.old.back().filter(|tail| tail.drained).map(|tail| tail.active.plus(QUIET))

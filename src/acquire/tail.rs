@@ -52,6 +52,11 @@ impl Tail {
         Position { identity: self.identity, offset: self.splitter.delivered() }
     }
 
+    /// How many bytes were written and not read yet, as far as fstat(2) tells.
+    pub(super) fn behind(&self) -> u64 {
+        self.file.metadata().map_or(0, |found| found.len().saturating_sub(self.splitter.read()))
+    }
+
     /// Reads to the end, or until the budget is used up; says whether it came to the end.
     pub(super) fn read(&mut self, reading: &mut Reading) -> io::Result<bool> {
         let result = self.read_within_budget(reading);

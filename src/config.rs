@@ -1,0 +1,424 @@
+//! The configuration: read from YAML, merged over its files, resolved against the rules and this host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::detect::{Library, Rule};
+use crate::host::{Services, plain};
+use crate::jail::Terms;
+use crate::jail::allow::Allow;
+use crate::model::{Bantime, Cell, JailName, Layout, Ports, Protocol, Span};
+use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
+
+/// Where the configuration is read from when nothing else is said.
+pub const CONFIG_DIR: &str = "/etc/nftjail";
+
+/// What the agent runs by.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// In order of their names; those with `enabled: false` are left out.
+    pub jails: Vec<JailConfig>,
+    /// Whom no jail bans, beside the host's own addresses.
+    pub never: Vec<IpNet>,
+    /// The files it was read from; empty where there are none, and the built-in sshd jail serves.
+    pub files: Vec<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+pub struct JailConfig {
+    pub terms: Terms,
+    pub rule: Arc<Rule>,
+    pub mode: String,
+    pub logpath: Vec<PathBuf>,
+    pub ports: Ports,
+    pub capacity: u32,
+}
+
+impl Config {
+    /// Reads `place`, a file or a folder with `nftjail.yaml` and `nftjail.d/*.yaml`; without it [`CONFIG_DIR`].
+    ///
+    /// All faults are told at once. A folder without any file is no fault: the built-in sshd jail runs then.
+    pub fn load(place: Option<&Path>, services: &Services) -> Result<Config, Vec<Fault>> {
+        let files = files(place).map_err(|fault| vec![fault])?;
+        let library = library(&rules_dir(place)).map_err(|fault| vec![fault])?;
+        let mut faults = Vec::new();
+        let mut sheet = Sheet::default();
+        for path in &files {
+            match Sheet::read(path, &library, services) {
+                Ok(later) => sheet.absorb(later),
+                Err(more) => faults.extend(more),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let never = sheet.defaults.ignoreip.iter().flat_map(|nets| &nets.0).map(|net| net.0).collect();
+        Ok(Config { jails: sheet.resolve(&library, services)?, never, files })
+    }
+
+    /// What the kernel must hold; `own` are the host's addresses.
+    pub fn layout(&self, own: &[IpNet]) -> Layout {
+        let cells = self
+            .jails
+            .iter()
+            .map(|jail| Cell {
+                jail: jail.terms.name.clone(),
+                ports: jail.ports.clone(),
+                capacity: jail.capacity,
+            })
+            .collect();
+        let loopback = ["127.0.0.0/8", "::1/128"].map(|net| net.parse().expect("a net"));
+        Layout { cells, never: self.never.iter().chain(own).copied().chain(loopback).collect() }
+    }
+}
+
+/// The shipped rules, and those of a folder before them, where it is there.
+pub fn library(dir: &Path) -> Result<Library, Fault> {
+    let mut library = Library::shipped();
+    match library.add_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(unreadable(dir, &error)),
+        _ => Ok(library),
+    }
+}
+
+/// The folder of the user's own rules: `rules/` beside the configuration.
+pub fn rules_dir(place: Option<&Path>) -> PathBuf {
+    let place = place.unwrap_or(Path::new(CONFIG_DIR));
+    let dir = if place.is_dir() { place } else { place.parent().unwrap_or(place) };
+    dir.join("rules")
+}
+
+fn files(place: Option<&Path>) -> Result<Vec<PathBuf>, Fault> {
+    let dir = place.unwrap_or(Path::new(CONFIG_DIR));
+    if place.is_some() && !dir.is_dir() {
+        return Ok(vec![dir.to_owned()]);
+    }
+    let mut files = Vec::new();
+    let main = dir.join("nftjail.yaml");
+    if main.exists() {
+        files.push(main);
+    }
+    let drop_ins = dir.join("nftjail.d");
+    let entries = match fs::read_dir(&drop_ins) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
+        Err(error) => return Err(unreadable(&drop_ins, &error)),
+    };
+    let mut more: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    more.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    more.sort();
+    files.extend(more);
+    Ok(files)
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Fault {
+    Fault::whole(&path.display().to_string(), format!("cannot be read: {}", plain(error)))
+}
+
+/// One file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileSheet {
+    defaults: Option<Keys>,
+    jails: Option<BTreeMap<JailName, Spanned<Option<Keys>>>>,
+}
+
+/// The keys that jails and `defaults` share; what is left out is decided elsewhere.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Keys {
+    enabled: Option<bool>,
+    rule: Option<Spanned<String>>,
+    mode: Option<Spanned<String>>,
+    logpath: Option<Many<PathBuf>>,
+    port: Option<Spanned<Many<String>>>,
+    maxretry: Option<Spanned<u32>>,
+    findtime: Option<Text<Span>>,
+    bantime: Option<Text<Bantime>>,
+    ignoreip: Option<Many<Net>>,
+    capacity: Option<Spanned<u32>>,
+}
+
+/// A network, or an address as a network of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Net(IpNet);
+
+impl FromStr for Net {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        let net =
+            net.map_err(|_| format!("\"{text}\" is neither an address nor a network such as 192.0.2.0/24"))?;
+        if net.trunc() != net {
+            return Err(format!("{net} has bits beyond its prefix: write {}", net.trunc()));
+        }
+        Ok(Net(net))
+    }
+}
+
+/// The text of a file, kept for pointing at it.
+type Source = Arc<(String, String)>;
+
+/// What several files say of one jail, the later over the earlier.
+#[derive(Clone, Debug)]
+struct JailSheet {
+    keys: Keys,
+    source: Source,
+    place: Location,
+}
+
+#[derive(Debug, Default)]
+struct Sheet {
+    defaults: Keys,
+    /// None: no file has a `jails` key, and the built-in sshd jail serves.
+    jails: Option<BTreeMap<JailName, JailSheet>>,
+}
+
+impl Sheet {
+    fn read(path: &Path, library: &Library, services: &Services) -> Result<Sheet, Vec<Fault>> {
+        let name = path.display().to_string();
+        let bytes = fs::read(path).map_err(|error| vec![unreadable(path, &error)])?;
+        let text = String::from_utf8(bytes).map_err(|_| vec![Fault::whole(&name, "is not UTF-8 text")])?;
+        let file: Option<FileSheet> = yaml::read(&name, &text).map_err(|fault| vec![fault])?;
+        let FileSheet { defaults, jails } = file.unwrap_or_default();
+        let defaults = defaults.unwrap_or_default();
+        let source = Arc::new((name, text));
+        let jails = jails.map(|jails| {
+            jails
+                .into_iter()
+                .map(|(name, keys)| {
+                    let place = keys.defined;
+                    (name, JailSheet { keys: keys.value.unwrap_or_default(), source: source.clone(), place })
+                })
+                .collect::<BTreeMap<_, _>>()
+        });
+        let mut faults = defaults.faults(None, &source, library, services);
+        for key in [&defaults.rule, &defaults.mode].into_iter().flatten() {
+            faults.push(fault(&source, key.defined, "this belongs to a jail, not to defaults"));
+        }
+        for (name, jail) in jails.iter().flatten() {
+            faults.extend(jail.keys.faults(Some(name), &source, library, services));
+        }
+        if faults.is_empty() { Ok(Sheet { defaults, jails }) } else { Err(faults) }
+    }
+
+    /// Lays a later file over this one.
+    fn absorb(&mut self, later: Sheet) {
+        self.defaults = later.defaults.over(&self.defaults);
+        let Some(jails) = later.jails else { return };
+        let mine = self.jails.get_or_insert_default();
+        for (name, jail) in jails {
+            match mine.get_mut(&name) {
+                Some(earlier) => earlier.keys = jail.keys.over(&earlier.keys),
+                None => {
+                    mine.insert(name, jail);
+                }
+            }
+        }
+    }
+
+    fn resolve(self, library: &Library, services: &Services) -> Result<Vec<JailConfig>, Vec<Fault>> {
+        let built_in = || {
+            let name: JailName = "sshd".parse().expect("a jail's name");
+            let source = Arc::new(("built-in configuration".to_owned(), String::new()));
+            let sheet = JailSheet { keys: Keys::default(), source, place: Location::UNKNOWN };
+            BTreeMap::from([(name, sheet)])
+        };
+        let mut resolved = Vec::new();
+        let mut faults = Vec::new();
+        for (name, jail) in self.jails.unwrap_or_else(built_in) {
+            // `ignoreip` of the defaults holds for every jail already, in the kernel too.
+            let own_ignoreip = jail.keys.ignoreip.clone();
+            let own_maxretry = jail.keys.maxretry.as_ref().map(|number| number.value);
+            let keys = Keys { ignoreip: own_ignoreip, ..jail.keys.over(&self.defaults) };
+            if keys.enabled == Some(false) {
+                continue;
+            }
+            match keys.resolve(name, own_maxretry, library, services) {
+                Ok(jail) => resolved.push(jail),
+                Err(message) => faults.push(fault(&jail.source, jail.place, message)),
+            }
+        }
+        if faults.is_empty() { Ok(resolved) } else { Err(faults) }
+    }
+}
+
+fn fault(source: &Source, place: Location, message: impl Into<String>) -> Fault {
+    Fault::at(&source.0, &source.1, place, message)
+}
+
+/// The mode of a rule that adds nothing.
+pub const NORMAL: &str = "normal";
+/// How many failures ban where neither jail, defaults nor rule say.
+const MAXRETRY: u32 = 5;
+/// The most failures that a jail may ask for: each is remembered with 8 bytes for each address.
+const MAXRETRY_MAX: u32 = 1_000;
+/// The most elements that one set may be told to hold.
+const CAPACITY_MAX: u32 = 1 << 24;
+/// Elements for each family of a jail: about 80 MB of kernel memory when it is full.
+const CAPACITY: u32 = 1 << 20;
+
+impl Keys {
+    /// What is wrong with a value by itself, each told at its place.
+    fn faults(
+        &self,
+        jail: Option<&JailName>,
+        source: &Source,
+        library: &Library,
+        services: &Services,
+    ) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if let Some(rule) = self.rule.as_ref().filter(|rule| library.file(&rule.value).is_err()) {
+            faults.push(fault(
+                source,
+                rule.defined,
+                yaml::unknown("rule", &rule.value, &library.names().collect::<Vec<_>>()),
+            ));
+        }
+        let rule = self.rule.as_ref().map(|rule| rule.value.as_str()).or(jail.map(JailName::as_str));
+        if let (Some(file), Some(mode)) = (rule.and_then(|rule| library.file(rule).ok()), &self.mode) {
+            let modes: Vec<&str> =
+                std::iter::once(NORMAL).chain(file.modes.keys().map(String::as_str)).collect();
+            if !modes.contains(&mode.value.as_str()) {
+                faults.push(fault(source, mode.defined, yaml::unknown("mode", &mode.value, &modes)));
+            }
+        }
+        if let Some(port) = &self.port
+            && let Err(message) = ports(&port.value.0, services)
+        {
+            faults.push(fault(source, port.defined, message));
+        }
+        for (key, most) in [(&self.maxretry, MAXRETRY_MAX), (&self.capacity, CAPACITY_MAX)] {
+            if let Some(number) = key.as_ref().filter(|number| !(1..=most).contains(&number.value)) {
+                faults.push(fault(source, number.defined, format!("this must be from 1 to {most}")));
+            }
+        }
+        faults
+    }
+
+    /// These keys, and those of `below` where nothing is said.
+    fn over(&self, below: &Keys) -> Keys {
+        let upper = self.clone();
+        let below = below.clone();
+        Keys {
+            enabled: upper.enabled.or(below.enabled),
+            rule: upper.rule.or(below.rule),
+            mode: upper.mode.or(below.mode),
+            logpath: upper.logpath.or(below.logpath),
+            port: upper.port.or(below.port),
+            maxretry: upper.maxretry.or(below.maxretry),
+            findtime: upper.findtime.or(below.findtime),
+            bantime: upper.bantime.or(below.bantime),
+            ignoreip: upper.ignoreip.or(below.ignoreip),
+            capacity: upper.capacity.or(below.capacity),
+        }
+    }
+
+    /// `own_maxretry` is the jail's own: what a rule asks for goes before the defaults, since a scanner is known by
+    /// its first request.
+    fn resolve(
+        self,
+        name: JailName,
+        own_maxretry: Option<u32>,
+        library: &Library,
+        services: &Services,
+    ) -> Result<JailConfig, String> {
+        let rule_name = self.rule.map_or_else(|| name.to_string(), |rule| rule.value);
+        let names: Vec<&str> = library.names().collect();
+        if !names.contains(&rule_name.as_str()) {
+            let unknown = yaml::unknown("rule", &rule_name, &names);
+            return Err(format!("{unknown} (a jail that is not named after its rule needs the key rule)"));
+        }
+        let mode = self.mode.map_or_else(|| NORMAL.to_owned(), |mode| mode.value);
+        let rule = library
+            .compile(&rule_name, Some(&mode).filter(|mode| *mode != NORMAL).map(String::as_str))
+            .map_err(|bad| bad.to_string())?;
+        let logpath = match self.logpath {
+            Some(Many(paths)) => paths,
+            None => default_logpath(rule.logpath()),
+        };
+        let ports = ports(self.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
+        let ignoreip: Vec<IpNet> = self.ignoreip.iter().flat_map(|nets| &nets.0).map(|net| net.0).collect();
+        let terms = Terms {
+            name,
+            maxretry: own_maxretry
+                .or(rule.maxretry())
+                .or(self.maxretry.map(|number| number.value))
+                .unwrap_or(MAXRETRY),
+            findtime: self.findtime.map_or(Duration::from_secs(600), |span| span.0.0),
+            bantime: self.bantime.map_or(Bantime::For(Duration::from_secs(600)), |time| time.0),
+            ignoreip: Allow::new(&ignoreip),
+        };
+        let capacity = self.capacity.map_or(CAPACITY, |number| number.value);
+        Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, capacity })
+    }
+}
+
+/// The first log that is there, since distributions differ; all of them where none is, to wait for.
+fn default_logpath(candidates: &[String]) -> Vec<PathBuf> {
+    let candidates = || candidates.iter().map(PathBuf::from);
+    match candidates().find(|path| path.exists()) {
+        Some(path) => vec![path],
+        None => candidates().collect(),
+    }
+}
+
+/// Ports as people write them: `ssh`, `2222`, `8000-8010`, `53/udp`, `https/tcp`, or `all` by itself.
+fn ports(words: &[String], services: &Services) -> Result<Ports, String> {
+    if words.iter().any(|word| word == "all") {
+        return match words.len() {
+            1 => Ok(Ports::All),
+            _ => Err("\"all\" stands for every port: leave the others out".to_owned()),
+        };
+    }
+    let mut ports = BTreeSet::new();
+    for word in words {
+        ports.extend(port(word, services)?);
+    }
+    if ports.is_empty() {
+        return Err("no port is named here: name one, or write all".to_owned());
+    }
+    Ok(Ports::Some(ports))
+}
+
+fn port(word: &str, services: &Services) -> Result<Vec<(Protocol, u16)>, String> {
+    let (place, protocol) = match word.split_once('/') {
+        Some((place, name)) => {
+            let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.name() == name);
+            (
+                place,
+                Some(
+                    protocol
+                        .ok_or_else(|| yaml::unknown("protocol", name, &Protocol::ALL.map(Protocol::name)))?,
+                ),
+            )
+        }
+        None => (word, None),
+    };
+    if place.starts_with(|c: char| c.is_ascii_digit()) {
+        let (first, last) = place.split_once('-').unwrap_or((place, place));
+        let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+        return match (number(first), number(last)) {
+            (Some(first), Some(last)) if first <= last => {
+                Ok((first..=last).map(|port| (protocol.unwrap_or(Protocol::Tcp), port)).collect())
+            }
+            _ => Err(format!("\"{word}\" is not a port: ports go from 1 to 65535, a range from low to high")),
+        };
+    }
+    let known = services.ports(place).iter().filter(|(of, _)| protocol.is_none_or(|wanted| wanted == *of));
+    let known: Vec<(Protocol, u16)> = known.copied().collect();
+    match known.is_empty() {
+        true => Err(yaml::unknown("service", word, &services.names())),
+        false => Ok(known),
+    }
+}

@@ -1,0 +1,455 @@
+//! The loop: it waits for files, answers, questions, timers and signals, and hands each to who decides.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use jiff::tz::TimeZone;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use crate::bell::Bell;
+use crate::config::Config;
+use crate::control::{self, Asked, Failed, Response, failed};
+use crate::detect::{self, Clock};
+use crate::enforcer::{Done, Enforcer};
+use crate::engine::{Engine, Listener, Outcome};
+use crate::host::{self, AddressWatch, Services, plain};
+use crate::jail::Jail;
+use crate::jail::allow::Allow;
+use crate::model::{Ban, Change, Event, Timestamp};
+use crate::nft::Refusal;
+use crate::nft::netlink::Netlink;
+use crate::sources::{DateOf, Sources};
+use crate::state::{Saved, State, Step};
+use crate::tell;
+use crate::yaml::Fault;
+
+/// Where the agent finds and keeps things.
+#[derive(Clone, Debug)]
+pub struct Places {
+    pub config: Option<PathBuf>,
+    pub socket: PathBuf,
+    pub state: PathBuf,
+}
+
+/// Why the agent did not start, or ended.
+#[derive(Debug)]
+pub enum Stopped {
+    BadConfiguration(String),
+    NotAllowed(String),
+    Failed(String),
+}
+
+/// Runs until it is told to stop (SIGINT, SIGTERM). Bans stay in the kernel.
+pub fn run(places: &Places) -> Result<(), Stopped> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Stopped::Failed(format!("cannot start: {}", plain(&error))))?;
+    runtime.block_on(async {
+        let (daemon, wakers, thread) = Daemon::start(places).await?;
+        daemon.run(wakers).await;
+        // The enforcer ends when the last handle is gone, after the work it was given.
+        thread.join().map_err(|_| Stopped::Failed("the enforcer ended in a panic".to_owned()))
+    })
+}
+
+/// So many changes may be on their way to the kernel; the logs wait beyond that, and memory stays bounded.
+const PENDING_MAX: usize = 50_000;
+/// So many bytes of each log are read before others get their turn.
+const TURN_BYTES: usize = 1 << 20;
+/// Positions and failures are saved this long after they changed.
+const SAVE_AFTER: Duration = Duration::from_secs(1);
+
+/// The running agent.
+pub struct Daemon {
+    places: Places,
+    pub(crate) config: Config,
+    own: Vec<IpNet>,
+    zone: TimeZone,
+    pub(crate) engine: Engine,
+    pub(crate) enforcer: Enforcer,
+    pub(crate) sources: Sources,
+    state: Option<State>,
+    /// What the kernel took since the last save.
+    taken: Vec<Change>,
+    save_at: Option<Instant>,
+    /// A step that the state had no time for yet.
+    unsaved: Option<Box<Step>>,
+    /// Changes on their way to the kernel.
+    pub(crate) pending: usize,
+    tickets: u64,
+    /// Questions that are answered when the kernel has spoken, by ticket.
+    pub(crate) waiting: HashMap<u64, Waiting>,
+    pub(crate) troubles: Vec<String>,
+    pub(crate) started: Timestamp,
+}
+
+/// A question that waits for the kernel.
+pub(crate) struct Waiting {
+    pub(crate) answer: oneshot::Sender<Response>,
+    /// The answer where the kernel takes it.
+    pub(crate) done: String,
+}
+
+/// What wakes the loop, beside the logs.
+struct Wakers {
+    done: mpsc::UnboundedReceiver<Done>,
+    questions: mpsc::Receiver<Asked>,
+    addresses: AddressWatch,
+    address_bell: Bell,
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Daemon {
+    async fn start(places: &Places) -> Result<(Daemon, Wakers, JoinHandle<()>), Stopped> {
+        let config =
+            Config::load(places.config.as_deref(), &Services::of_this_host()).map_err(bad_configuration)?;
+        let listener = control::listen(&places.socket).map_err(Stopped::Failed)?;
+        let kernel = Netlink::open().map_err(refused)?;
+        let (enforcer, done, thread) = Enforcer::spawn(Box::new(kernel), host::now);
+        let own = host::own_addresses().map_err(|error| Stopped::Failed(plain(&error)))?;
+        let (state, saved, troubles) = open_state(&places.state);
+        let standing = enforcer.install(config.layout(&own), saved.bans.clone()).await.map_err(refused)?;
+
+        let (paths, listeners) = listeners(&config);
+        let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
+        let mut engine = Engine::new(terms, listeners, never(&config, &own));
+        for (jail, target, times) in saved.failures {
+            engine.restore_failures(&jail, target, times);
+        }
+        restore(&mut engine, standing);
+        let zone = TimeZone::system();
+        let backlog = longest_findtime(&config);
+        let sources = Sources::open(&paths, &saved.positions, backlog, host::now(), &date_of(&zone))
+            .map_err(|error| Stopped::Failed(plain(&error)))?;
+
+        let (ask, questions) = mpsc::channel(16);
+        tokio::spawn(control::serve(listener, ask));
+        let wakers = Wakers::new(done, questions).map_err(|error| Stopped::Failed(plain(&error)))?;
+        let daemon = Daemon {
+            places: places.clone(),
+            config,
+            own,
+            zone,
+            engine,
+            enforcer,
+            sources,
+            state,
+            taken: Vec::new(),
+            save_at: None,
+            unsaved: None,
+            pending: 0,
+            tickets: 0,
+            waiting: HashMap::new(),
+            troubles,
+            started: host::now(),
+        };
+        tracing::info!("{}", tell::screen::truth(&daemon.status(None)));
+        Ok((daemon, wakers, thread))
+    }
+
+    async fn run(mut self, mut wakers: Wakers) {
+        loop {
+            let more = self.pending < PENDING_MAX && self.read_logs();
+            let wake_at = self.wake_at();
+            tokio::select! {
+                biased;
+                _ = wakers.interrupt.recv() => break,
+                _ = wakers.terminate.recv() => break,
+                _ = wakers.hangup.recv() => {
+                    if let Response::Failed { message, .. } = self.reload().await {
+                        tracing::error!("not reloaded: {message}");
+                    }
+                }
+                Some(done) = wakers.done.recv() => self.handle_done(done).await,
+                Some(asked) = wakers.questions.recv() => self.handle_question(asked).await,
+                () = wakers.address_bell.rung() => {
+                    wakers.addresses.clear();
+                    self.handle_addresses().await;
+                }
+                () = self.sources.changed() => {}
+                () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
+                () = tokio::task::yield_now(), if more => {}
+            }
+            self.handle_time();
+        }
+        let standing: usize = self.engine.jails().iter().map(|jail| jail.bans().len()).sum();
+        tracing::info!("stopping; {standing} bans stay in the kernel");
+        self.stop(wakers).await;
+    }
+
+    /// Reads what is new in the logs, and asks the kernel for what follows. True where more waits.
+    fn read_logs(&mut self) -> bool {
+        let now = host::now();
+        let mut out = Outcome::default();
+        let Daemon { sources, engine, zone, .. } = self;
+        let read = sources.read(now, TURN_BYTES, |source, line| {
+            let clock = if line.fresh { Clock::Arrived(now) } else { Clock::Written { now, zone } };
+            engine.handle_line(source, line.text, clock, now, &mut out);
+        });
+        if read.lines > 0 {
+            self.schedule_save();
+        }
+        self.follow(out);
+        read.more
+    }
+
+    /// Tells what happened and asks for what is to change.
+    pub(crate) fn follow(&mut self, out: Outcome) -> Option<u64> {
+        out.events.iter().for_each(tell::log);
+        if out.changes.is_empty() {
+            return None;
+        }
+        self.tickets += 1;
+        self.pending += out.changes.len();
+        self.enforcer.apply(self.tickets, out.changes);
+        Some(self.tickets)
+    }
+
+    async fn handle_done(&mut self, done: Done) {
+        self.pending -= done.taken.len() + done.refused.len();
+        if done.lost {
+            return self.heal(done).await;
+        }
+        let mut out = Outcome::default();
+        for change in &done.taken {
+            self.engine.handle_taken(change, &mut out);
+        }
+        for (change, why) in &done.refused {
+            self.engine.handle_refused(change, why, &mut out);
+        }
+        let answer = match done.refused.first() {
+            Some((_, why)) => Err(why.clone()),
+            None => Ok(()),
+        };
+        self.taken.extend(done.taken);
+        self.schedule_save();
+        if let Some(Waiting { answer: reply, done }) = self.waiting.remove(&done.ticket) {
+            // A client that hung up does not want to know.
+            let _ =
+                reply.send(answer.map_or_else(|why| failed(Failed::Refused, why), |()| Response::Done(done)));
+        }
+        self.follow(out);
+    }
+
+    /// Our table is gone or damaged: puts it back with every ban that is believed, then asks again.
+    async fn heal(&mut self, done: Done) {
+        tracing::error!("somebody removed our table or a part of it: putting it back");
+        let believed = self.engine.jails().iter().flat_map(Jail::bans).cloned().collect();
+        let healed = self.enforcer.install(self.config.layout(&self.own), believed).await;
+        let changes: Vec<Change> = done.refused.into_iter().map(|(change, _)| change).collect();
+        match healed {
+            Ok(_) => {
+                self.pending += changes.len();
+                self.enforcer.apply(done.ticket, changes);
+            }
+            Err(refusal) => {
+                let why = refusal.to_string();
+                let mut out = Outcome::default();
+                for change in &changes {
+                    self.engine.handle_refused(change, &why, &mut out);
+                }
+                if let Some(Waiting { answer, .. }) = self.waiting.remove(&done.ticket) {
+                    let _ = answer.send(failed(Failed::Refused, why));
+                }
+                self.follow(out);
+            }
+        }
+    }
+
+    /// Does what is due: forgets bans that ended, saves.
+    fn handle_time(&mut self) {
+        let now = host::now();
+        let mut out = Outcome::default();
+        self.engine.handle_timeout(now, &mut out);
+        self.follow(out);
+        self.sources.poll(now);
+        if self.save_at.is_some_and(|at| at <= Instant::now()) {
+            self.save();
+        }
+    }
+
+    /// When something is due though nothing happens.
+    fn wake_at(&mut self) -> Option<Instant> {
+        let now = host::now();
+        let due = [self.engine.poll_timeout(), self.sources.poll_timeout(now)].into_iter().flatten().min();
+        due.map(|due| Instant::now() + due.since(now)).into_iter().chain(self.save_at).min()
+    }
+
+    fn schedule_save(&mut self) {
+        if self.state.is_some() && self.save_at.is_none() {
+            self.save_at = Some(Instant::now() + SAVE_AFTER);
+        }
+    }
+
+    /// One consistent step for the state: positions, failures, and what the kernel took.
+    fn step(&mut self) -> Step {
+        let now = host::now();
+        Step {
+            positions: self.sources.positions(),
+            failures: self.engine.take_unsaved(),
+            changes: std::mem::take(&mut self.taken),
+            stale_failures: now.minus(longest_findtime(&self.config)),
+            now,
+        }
+    }
+
+    /// Reads the configuration again and goes on by it, or by the old one where it is not in order.
+    pub(crate) async fn reload(&mut self) -> Response {
+        let config = match Config::load(self.places.config.as_deref(), &Services::of_this_host()) {
+            Ok(config) => config,
+            Err(faults) => return failed(Failed::BadConfiguration, faults_text(&faults)),
+        };
+        let standing = match self.enforcer.install(config.layout(&self.own), Vec::new()).await {
+            Ok(standing) => standing,
+            Err(refusal) => return failed(Failed::Refused, refusal.to_string()),
+        };
+        let (paths, listeners) = listeners(&config);
+        let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
+        self.engine.amend(terms, listeners);
+        standing.into_iter().for_each(|ban| self.engine.restore(ban));
+        if let Err(error) =
+            self.sources.follow(&paths, longest_findtime(&config), host::now(), &date_of(&self.zone))
+        {
+            return failed(Failed::Refused, plain(&error));
+        }
+        let out = self.engine.handle_never(never(&config, &self.own));
+        self.follow(out);
+        self.config = config;
+        let truth = tell::screen::truth(&self.status(None));
+        tracing::info!("reloaded: {truth}");
+        Response::Done(format!("reloaded: {truth}"))
+    }
+
+    /// The host's own addresses changed: the new ones must pass, the old ones no longer.
+    async fn handle_addresses(&mut self) {
+        let Ok(own) = host::own_addresses() else { return };
+        if own == self.own {
+            return;
+        }
+        self.own = own;
+        if let Err(refusal) = self.enforcer.install(self.config.layout(&self.own), Vec::new()).await {
+            tracing::error!("the host's new addresses are not protected in the kernel: {refusal}");
+        }
+        let out = self.engine.handle_never(never(&self.config, &self.own));
+        self.follow(out);
+    }
+
+    fn save(&mut self) {
+        self.save_at = None;
+        let step = self.unsaved.take().unwrap_or_else(|| Box::new(self.step()));
+        if let Some(state) = &self.state
+            && let Err(step) = state.save(*step)
+        {
+            self.unsaved = Some(step);
+            self.schedule_save();
+        }
+    }
+
+    /// Waits for what is on its way to the kernel, and saves it all.
+    async fn stop(mut self, mut wakers: Wakers) {
+        while self.pending > 0
+            && let Some(done) = wakers.done.recv().await
+        {
+            self.handle_done(done).await;
+        }
+        let last = self.step();
+        if let Some(state) = self.state.take() {
+            if let Some(step) = self.unsaved.take() {
+                state.save_now(*step);
+            }
+            state.close(last);
+        }
+    }
+}
+
+impl Wakers {
+    fn new(done: mpsc::UnboundedReceiver<Done>, questions: mpsc::Receiver<Asked>) -> io::Result<Wakers> {
+        let addresses = AddressWatch::new()?;
+        Ok(Wakers {
+            done,
+            questions,
+            address_bell: Bell::of(&addresses)?,
+            addresses,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+fn open_state(dir: &Path) -> (Option<State>, Saved, Vec<String>) {
+    match State::open(dir) {
+        Ok((state, saved)) => {
+            let mut troubles = Vec::new();
+            if let Some(aside) = &saved.set_aside {
+                troubles.push(format!("the state was damaged and is put aside as {}", aside.display()));
+                tracing::error!("{}", troubles[0]);
+            }
+            (Some(state), saved, troubles)
+        }
+        Err(why) => {
+            let trouble = format!("{why}; bans go on, but a restart will not know where it stopped");
+            tracing::error!("{trouble}");
+            (None, Saved::default(), vec![trouble])
+        }
+    }
+}
+
+fn restore(engine: &mut Engine, standing: Vec<Ban>) {
+    if !standing.is_empty() {
+        tracing::info!("{} bans stand in the kernel and are kept", standing.len());
+    }
+    for ban in standing {
+        tell::log(&Event::Restored { ban: ban.clone() });
+        engine.restore(ban);
+    }
+}
+
+/// Each log once, and who listens to it.
+fn listeners(config: &Config) -> (Vec<PathBuf>, Vec<Vec<Listener>>) {
+    let mut by_path: BTreeMap<&PathBuf, Vec<Listener>> = BTreeMap::new();
+    for jail in &config.jails {
+        for path in &jail.logpath {
+            let listener = Listener { jail: jail.terms.name.clone(), rule: jail.rule.clone() };
+            by_path.entry(path).or_default().push(listener);
+        }
+    }
+    by_path.into_iter().map(|(path, listeners)| (path.clone(), listeners)).unzip()
+}
+
+fn date_of(zone: &TimeZone) -> DateOf {
+    let zone = zone.clone();
+    Arc::new(move |line| detect::date_of(line, host::now(), &zone))
+}
+
+fn never(config: &Config, own: &[IpNet]) -> Allow {
+    Allow::new(config.never.iter().chain(own))
+}
+
+fn longest_findtime(config: &Config) -> Duration {
+    config.jails.iter().map(|jail| jail.terms.findtime).max().unwrap_or_default()
+}
+
+fn bad_configuration(faults: Vec<Fault>) -> Stopped {
+    Stopped::BadConfiguration(faults_text(&faults))
+}
+
+fn faults_text(faults: &[Fault]) -> String {
+    let texts: Vec<String> = faults.iter().map(Fault::to_string).collect();
+    format!("the configuration is not in order\n{}", texts.join("\n"))
+}
+
+fn refused(refusal: Refusal) -> Stopped {
+    let message = refusal.to_string();
+    if refusal == Refusal::NotPermitted { Stopped::NotAllowed(message) } else { Stopped::Failed(message) }
+}

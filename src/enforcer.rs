@@ -1,0 +1,287 @@
+//! Owns the firewall on a thread of its own: one transaction a turn, refusals by name, nothing believed unasked.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::model::{Ban, Bantime, Change, Dropped, JailName, Layout, Timestamp};
+use crate::nft::plan;
+use crate::nft::table::Standing;
+use crate::nft::{Firewall, Refusal};
+
+/// Work for the enforcer; it is done in order.
+enum Job {
+    Apply { ticket: u64, changes: Vec<Change> },
+    Install { layout: Layout, restore: Vec<Ban>, reply: oneshot::Sender<Result<Vec<Ban>, Refusal>> },
+    Dropped { reply: oneshot::Sender<Result<BTreeMap<JailName, Dropped>, Refusal>> },
+}
+
+/// What became of the changes of one ticket.
+#[derive(Debug)]
+pub struct Done {
+    pub ticket: u64,
+    pub taken: Vec<Change>,
+    pub refused: Vec<(Change, String)>,
+    /// The refused ones met no table, set or chain of ours: somebody removed it.
+    pub lost: bool,
+}
+
+/// The handle: sends work, never waits for it.
+#[derive(Clone)]
+pub struct Enforcer {
+    jobs: Sender<Job>,
+}
+
+impl Enforcer {
+    /// Starts the thread. It ends when the last handle is dropped, after the work it was given.
+    pub fn spawn(
+        firewall: Box<dyn Firewall>,
+        now: fn() -> Timestamp,
+    ) -> (Enforcer, mpsc::UnboundedReceiver<Done>, thread::JoinHandle<()>) {
+        let (jobs, work) = channel();
+        let (done, answers) = mpsc::unbounded_channel();
+        let mut worker = Worker { firewall, now, done };
+        let thread = thread::Builder::new()
+            .name("enforcer".to_owned())
+            .spawn(move || worker.run(&work))
+            .expect("a thread can be started");
+        (Enforcer { jobs }, answers, thread)
+    }
+
+    /// Asks for changes; [`Done`] with this ticket says what became of them.
+    pub fn apply(&self, ticket: u64, changes: Vec<Change>) {
+        self.send(Job::Apply { ticket, changes });
+    }
+
+    /// Makes the kernel hold `layout`, and returns the bans that stand in it: those it held, and `restore`
+    /// where it held nothing of ours.
+    pub async fn install(&self, layout: Layout, restore: Vec<Ban>) -> Result<Vec<Ban>, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Install { layout, restore, reply });
+        answer.await.expect("the enforcer answers before it ends")
+    }
+
+    pub async fn dropped(&self) -> Result<BTreeMap<JailName, Dropped>, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Dropped { reply });
+        answer.await.expect("the enforcer answers before it ends")
+    }
+
+    fn send(&self, job: Job) {
+        self.jobs.send(job).expect("the enforcer lives as long as its handle");
+    }
+}
+
+/// So many changes go into one transaction at the most: about 20 ms of the kernel's time.
+const TURN_CHANGES_MAX: usize = 10_000;
+
+struct Worker {
+    firewall: Box<dyn Firewall>,
+    now: fn() -> Timestamp,
+    done: mpsc::UnboundedSender<Done>,
+}
+
+impl Worker {
+    fn run(&mut self, work: &Receiver<Job>) {
+        let mut next = work.recv().ok();
+        while let Some(job) = next.take() {
+            match job {
+                Job::Apply { ticket, changes } => next = self.turn(work, ticket, changes),
+                Job::Install { layout, restore, reply } => {
+                    // A receiver that is gone has given up waiting: nobody is left to tell.
+                    let _ = reply.send(self.install(&layout, &restore));
+                }
+                Job::Dropped { reply } => {
+                    let _ = reply.send(self.firewall.dropped());
+                }
+            }
+            if next.is_none() {
+                next = work.recv().ok();
+            }
+        }
+    }
+
+    /// One turn: all changes that wait, in one transaction. Returns the other job it came upon, if any.
+    fn turn(&mut self, work: &Receiver<Job>, ticket: u64, changes: Vec<Change>) -> Option<Job> {
+        let mut tickets = vec![(ticket, changes.len())];
+        let mut all = changes;
+        let mut other = None;
+        while all.len() < TURN_CHANGES_MAX {
+            match work.try_recv() {
+                Ok(Job::Apply { ticket, changes }) => {
+                    tickets.push((ticket, changes.len()));
+                    all.extend(changes);
+                }
+                Ok(job) => {
+                    other = Some(job);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        let (verdicts, lost) = self.commit(&all);
+        let mut judged = all.into_iter().zip(verdicts);
+        for (ticket, count) in tickets {
+            let mut done = Done { ticket, taken: Vec::new(), refused: Vec::new(), lost };
+            for (change, verdict) in judged.by_ref().take(count) {
+                match verdict {
+                    None => done.taken.push(change),
+                    Some(why) => done.refused.push((change, why)),
+                }
+            }
+            // The daemon that is gone has no use for the answer; the kernel holds what it holds.
+            let _ = self.done.send(done);
+        }
+        other
+    }
+
+    /// Commits what the kernel takes and leaves out what it refuses. For each change, why it was refused;
+    /// and whether that was because our table is not there.
+    fn commit(&mut self, changes: &[Change]) -> (Vec<Option<String>>, bool) {
+        let mut verdicts: Vec<Option<String>> = vec![None; changes.len()];
+        let mut at_once = 1;
+        loop {
+            let left: Vec<usize> = (0..changes.len()).filter(|index| verdicts[*index].is_none()).collect();
+            let asked: Vec<Change> = left.iter().map(|index| changes[*index].clone()).collect();
+            if asked.is_empty() {
+                return (verdicts, false);
+            }
+            let transaction = plan::apply(&asked, (self.now)());
+            let Err(refusal) = self.firewall.commit(&transaction) else { return (verdicts, false) };
+            let why = Some(refusal.to_string());
+            let lost = matches!(refusal, Refusal::Missing { .. });
+            let Some(first) = refusal.change(&transaction).filter(|_| !lost) else {
+                left.iter().for_each(|index| verdicts[*index] = why.clone());
+                return (verdicts, lost);
+            };
+            // A full set refuses one element after the other: leaving out twice as many each time ends soon.
+            let same_set = |change: &Change| {
+                change.jail() == asked[first].jail()
+                    && change.target().is_v4() == asked[first].target().is_v4()
+            };
+            let alike = (first..asked.len()).filter(|index| same_set(&asked[*index])).take(at_once);
+            alike.for_each(|index| verdicts[left[index]] = why.clone());
+            at_once *= 2;
+        }
+    }
+
+    fn install(&mut self, layout: &Layout, restore: &[Ban]) -> Result<Vec<Ban>, Refusal> {
+        let now = (self.now)();
+        let found = self.firewall.table(true)?;
+        let wanted = |jail: &JailName| layout.cells.iter().any(|cell| cell.jail == *jail);
+        let (kept, added) = match &found {
+            Some(table) => (table.standing().filter(|ban| wanted(&ban.jail)).collect(), Vec::new()),
+            None => (
+                Vec::new(),
+                restore.iter().filter(|ban| wanted(&ban.jail)).filter_map(|ban| left(ban, now)).collect(),
+            ),
+        };
+        self.firewall.commit(&plan::install(layout, found.as_ref(), &added))?;
+        Ok(kept.iter().chain(&added).map(|standing| ban(standing, now)).collect())
+    }
+}
+
+/// What is left of a ban; none where it is over.
+fn left(ban: &Ban, now: Timestamp) -> Option<Standing> {
+    let (timeout, expires) = match ban.bantime {
+        Bantime::Forever => (None, None),
+        Bantime::For(whole) => {
+            (Some(whole), Some(ban.at.plus(whole).since(now)).filter(|left| !left.is_zero()))
+        }
+    };
+    let over = timeout.is_some() && expires.is_none();
+    (!over).then(|| Standing { jail: ban.jail.clone(), target: ban.target, timeout, expires })
+}
+
+/// The ban that the kernel holds, as it was decided.
+fn ban(standing: &Standing, now: Timestamp) -> Ban {
+    let (at, bantime) = match standing.timeout {
+        None => (now, Bantime::Forever),
+        Some(whole) => {
+            let passed = whole.saturating_sub(standing.expires.unwrap_or(whole));
+            (now.minus(passed), Bantime::For(whole))
+        }
+    };
+    Ban { jail: standing.jail.clone(), target: standing.target, at, bantime }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Cell, Ports};
+    use crate::nft::memory::Memory;
+    use std::time::Duration;
+
+    fn now() -> Timestamp {
+        Timestamp::from_millis(1_000_000)
+    }
+
+    fn layout(capacity: u32) -> Layout {
+        let cell = Cell { jail: "sshd".parse().unwrap(), ports: Ports::All, capacity };
+        Layout { cells: vec![cell], never: Vec::new() }
+    }
+
+    fn changes(addresses: std::ops::Range<u8>) -> Vec<Change> {
+        let ban = |n| Ban {
+            jail: "sshd".parse().unwrap(),
+            target: format!("192.0.2.{n}").parse().unwrap(),
+            at: now(),
+            bantime: Bantime::For(Duration::from_secs(60)),
+        };
+        addresses.map(|n| Change::Ban(ban(n))).collect()
+    }
+
+    fn worker(capacity: u32) -> (Worker, mpsc::UnboundedReceiver<Done>) {
+        let (done, answers) = mpsc::unbounded_channel();
+        let mut worker = Worker { firewall: Box::new(Memory::default()), now, done };
+        worker.install(&layout(capacity), &[]).unwrap();
+        (worker, answers)
+    }
+
+    #[test]
+    fn each_ticket_hears_of_its_own_changes() {
+        let (mut worker, mut answers) = worker(100);
+        let (jobs, work) = channel();
+        jobs.send(Job::Apply { ticket: 2, changes: changes(5..7) }).unwrap();
+        assert!(worker.turn(&work, 1, changes(0..3)).is_none());
+        let (first, second) = (answers.try_recv().unwrap(), answers.try_recv().unwrap());
+        assert_eq!((first.ticket, first.taken), (1, changes(0..3)));
+        assert_eq!((second.ticket, second.taken), (2, changes(5..7)));
+    }
+
+    #[test]
+    fn what_a_full_set_refuses_does_not_take_the_rest_with_it() {
+        let (mut worker, mut answers) = worker(3);
+        let v6 = Change::Ban(Ban {
+            jail: "sshd".parse().unwrap(),
+            target: "2001:db8::/64".parse().unwrap(),
+            at: now(),
+            bantime: Bantime::Forever,
+        });
+        let all: Vec<Change> = changes(0..200).into_iter().chain([v6.clone()]).collect();
+        worker.turn(&channel().1, 1, all);
+        let done = answers.try_recv().unwrap();
+        assert_eq!(done.taken, [changes(0..3), vec![v6]].concat());
+        assert_eq!(done.refused.len(), 197);
+        assert!(done.refused[0].1.contains("set sshd_v4 is full"), "{}", done.refused[0].1);
+        assert!(!done.lost);
+    }
+
+    #[test]
+    fn a_table_that_somebody_removed_is_reported_as_lost() {
+        let (mut worker, mut answers) = worker(3);
+        worker.firewall = Box::new(Memory::default());
+        worker.turn(&channel().1, 1, changes(0..2));
+        let done = answers.try_recv().unwrap();
+        assert!(done.lost && done.taken.is_empty());
+        let bans = changes(0..2).into_iter().filter_map(|change| match change {
+            Change::Ban(ban) => Some(ban),
+            Change::Release { .. } => None,
+        });
+        let bans: Vec<Ban> = bans.collect();
+        assert_eq!(worker.install(&layout(3), &bans).unwrap(), bans, "it is put back with the bans");
+        assert_eq!(worker.install(&layout(3), &[]).unwrap(), bans, "which are found standing later");
+    }
+}

@@ -1,0 +1,59 @@
+//! One question to rtnetlink(7) and all of its answers: interfaces, addresses, routes.
+
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+/// Everything of a kind that this network namespace has.
+pub fn dump(question: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    ask(question, NLM_F_DUMP)
+}
+
+/// Makes something, or changes what is there.
+pub fn set(wish: RouteNetlinkMessage) -> io::Result<()> {
+    ask(wish, NLM_F_ACK).map(|_| ())
+}
+
+/// Makes something that must not be there yet.
+pub fn create(wish: RouteNetlinkMessage) -> io::Result<()> {
+    ask(wish, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(|_| ())
+}
+
+fn ask(question: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    let mut request = NetlinkMessage::new(header, NetlinkPayload::from(question));
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+
+    let mut answers = Vec::new();
+    loop {
+        let (reply, _) = socket.recv_from_full()?;
+        let mut rest = reply.as_slice();
+        while !rest.is_empty() {
+            let message =
+                NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+            match message.payload {
+                NetlinkPayload::Done(_) => return Ok(answers),
+                NetlinkPayload::Error(error) if error.code.is_none() => return Ok(answers),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                _ => {}
+            }
+            // nlmsg_len is followed by padding to four bytes (NLMSG_ALIGN).
+            let step = (message.header.length as usize).next_multiple_of(4);
+            rest = rest.get(step..).unwrap_or_default();
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! An event as one line of text. Nothing from a log stands in it, only what we parsed.
+#![forbid(unsafe_code)]
+
+use crate::model::Event;
+
+pub fn text(event: &Event) -> String {
+    match event {
+        Event::Failed { jail, addr, count, maxretry, .. } => {
+            format!("{jail}: {addr} failed ({count} of {maxretry})")
+        }
+        Event::Ignored { jail, addr } => format!("{jail}: {addr} failed, but is never banned"),
+        Event::Overdue { ban } => {
+            format!("{}: {} earned a ban that is over by now ({})", ban.jail, ban.target, ban.bantime)
+        }
+        Event::Banned { ban } => format!("{}: banned {} for {}", ban.jail, ban.target, ban.bantime),
+        Event::Extended { ban } => {
+            format!("{}: {} stays banned, again for {}", ban.jail, ban.target, ban.bantime)
+        }
+        Event::Restored { ban } => format!("{}: {} is still banned", ban.jail, ban.target),
+        Event::Released { jail, target } => format!("{jail}: unbanned {target}"),
+        Event::Ended { ban } => format!("{}: the ban of {} is over", ban.jail, ban.target),
+        Event::Refused { jail, target, why } => format!("{jail}: {target} is NOT banned: {why}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Ban, Bantime, Target, Timestamp};
+    use std::time::Duration;
+
+    #[test]
+    fn a_ban_is_told_in_the_words_of_the_configuration() {
+        let ban = Ban {
+            jail: "sshd".parse().unwrap(),
+            target: "2001:db8::1".parse::<Target>().unwrap(),
+            at: Timestamp::from_millis(0),
+            bantime: Bantime::For(Duration::from_secs(5_400)),
+        };
+        assert_eq!(text(&Event::Banned { ban }), "sshd: banned 2001:db8::/64 for 1h30m");
+    }
+}

@@ -1,0 +1,170 @@
+//! Status and bans as people read them: aligned columns, the line of truth on top.
+#![forbid(unsafe_code)]
+
+use crate::model::{BanStatus, SourceStatus, Span, Status, Timestamp};
+
+/// The whole status: one line that says how things stand, then jails, then sources.
+pub fn status(status: &Status) -> String {
+    let mut text = truth(status) + "\n";
+    for trouble in &status.troubles {
+        text += &format!("  {trouble}\n");
+    }
+    let dropped = |jail: &crate::model::JailStatus| match jail.dropped {
+        Some(dropped) => dropped.packets.to_string(),
+        None => "?".to_owned(),
+    };
+    let mut rows = vec![row(&["JAIL", "BANNED", "TOTAL", "FAILING", "FAILED", "DROPPED", "PORTS", "TERMS"])];
+    rows.extend(status.jails.iter().map(|jail| {
+        vec![
+            jail.name.to_string(),
+            jail.banned.to_string(),
+            jail.banned_total.to_string(),
+            jail.failing.to_string(),
+            jail.failed_total.to_string(),
+            dropped(jail),
+            jail.ports.clone(),
+            format!("{} in {}: {}", jail.maxretry, jail.findtime, jail.bantime),
+        ]
+    }));
+    text += "\n";
+    text += &columns(&rows);
+    let mut rows = vec![row(&["SOURCE", "STATE", "LINES", "LAST LINE"])];
+    rows.extend(status.sources.iter().map(|source| {
+        let age = source.last_line.map(|at| format!("{} ago", Span(status.now.since(at))));
+        vec![
+            source.name.clone(),
+            source.state.clone(),
+            source.lines.to_string(),
+            age.unwrap_or_else(|| "none yet".to_owned()),
+        ]
+    }));
+    text += "\n";
+    text + &columns(&rows)
+}
+
+/// One line: how many jails are well, and what the others wait for.
+pub fn truth(status: &Status) -> String {
+    let waits = |source: &&SourceStatus| source.state != "following";
+    let waiting: Vec<&SourceStatus> = status.sources.iter().filter(waits).collect();
+    let hears = |jail: &&crate::model::JailStatus| {
+        jail.sources.iter().any(|name| !waiting.iter().any(|source| source.name == *name))
+    };
+    let ok = status.jails.iter().filter(hears).count();
+    let deaf = status.jails.len() - ok;
+    let mut text = format!("{ok} {} ok", if ok == 1 { "jail" } else { "jails" });
+    if deaf > 0 {
+        text += &format!(", {deaf} waiting");
+    }
+    for source in waiting {
+        text += &format!("; {}: {}", source.name, source.state);
+    }
+    text
+}
+
+/// Bans, the soonest to end first.
+pub fn bans(bans: &[BanStatus], now: Timestamp) -> String {
+    let mut bans: Vec<&BanStatus> = bans.iter().collect();
+    bans.sort_by_key(|ban| (ban.ends.is_none(), ban.ends, ban.target));
+    let mut rows = vec![row(&["JAIL", "BANNED", "SINCE", "ENDS IN"])];
+    rows.extend(bans.into_iter().map(|ban| {
+        let left = ban.ends.map_or_else(|| "never".to_owned(), |ends| Span(ends.since(now)).to_string());
+        vec![ban.jail.to_string(), ban.target.to_string(), ban.at.to_string(), left]
+    }));
+    columns(&rows)
+}
+
+fn row(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// Rows of cells as wide as their widest, two spaces apart, nothing behind the last.
+fn columns(rows: &[Vec<String>]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len)).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let line: String = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}  ")).collect();
+        text += line.trim_end();
+        text += "\n";
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Dropped, JailStatus};
+
+    fn sample() -> Status {
+        Status {
+            schema: 1,
+            version: "0.1.0".to_owned(),
+            pid: 7,
+            started: Timestamp::from_millis(0),
+            now: Timestamp::from_millis(60_000),
+            pending: 0,
+            jails: vec![JailStatus {
+                name: "sshd".parse().unwrap(),
+                rule: "sshd".to_owned(),
+                mode: "normal".to_owned(),
+                ports: "22/tcp".to_owned(),
+                maxretry: 5,
+                findtime: "10m".to_owned(),
+                bantime: "1h".to_owned(),
+                failing: 2,
+                failed_total: 12,
+                banned: 1,
+                banned_total: 3,
+                forgotten_total: 0,
+                dropped: Some(Dropped { packets: 44, bytes: 2_640 }),
+                sources: vec!["/var/log/auth.log".to_owned()],
+            }],
+            sources: vec![SourceStatus {
+                name: "/var/log/auth.log".to_owned(),
+                state: "following".to_owned(),
+                lines: 300,
+                behind: 0,
+                last_line: Some(Timestamp::from_millis(57_000)),
+            }],
+            troubles: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_status_is_read_at_a_glance() {
+        let wanted = "\
+1 jail ok
+
+JAIL  BANNED  TOTAL  FAILING  FAILED  DROPPED  PORTS   TERMS
+sshd  1       3      2        12      44       22/tcp  5 in 10m: 1h
+
+SOURCE             STATE      LINES  LAST LINE
+/var/log/auth.log  following  300    3s ago
+";
+        assert_eq!(status(&sample()), wanted);
+    }
+
+    #[test]
+    fn a_jail_that_hears_nothing_is_on_the_first_line() {
+        let mut deaf = sample();
+        deaf.sources[0].state = "waiting for the file to appear".to_owned();
+        assert_eq!(truth(&deaf), "0 jails ok, 1 waiting; /var/log/auth.log: waiting for the file to appear");
+    }
+
+    #[test]
+    fn bans_are_listed_by_their_end() {
+        let ban = |target: &str, ends: Option<i64>| BanStatus {
+            jail: "sshd".parse().unwrap(),
+            target: target.parse().unwrap(),
+            at: Timestamp::from_millis(0),
+            ends: ends.map(Timestamp::from_millis),
+        };
+        let list = [ban("192.0.2.1", None), ban("2001:db8::/64", Some(90_000))];
+        let wanted = "\
+JAIL  BANNED         SINCE                     ENDS IN
+sshd  2001:db8::/64  1970-01-01T00:00:00.000Z  1m30s
+sshd  192.0.2.1      1970-01-01T00:00:00.000Z  never
+";
+        assert_eq!(bans(&list, Timestamp::from_millis(0)), wanted);
+    }
+}

@@ -1,6 +1,9 @@
 //! Everything that can be tested without a kernel: rules, logs, files, verbs, and the order of the house.
 
+mod examples;
 mod follow;
+mod reallogs;
 mod rules;
 mod tail;
+mod tidy;
 mod watch;

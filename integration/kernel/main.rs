@@ -1,4 +1,8 @@
 //! What the kernel makes of us: real netlink in network namespaces that each test makes, with `nft -j` as the judge.
 
+mod documents;
 mod netns;
 mod nft;
+mod protects;
+mod refuses;
+mod scene;

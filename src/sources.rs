@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::acquire::bisect::Age;
 use crate::acquire::file::{Follower, Start};
 use crate::acquire::identity::Position;
-use crate::acquire::{Aimed, Line, SourceId, Watch};
+use crate::acquire::{Aimed, Line, SourceId, Watch, What};
 use crate::bell::Bell;
 use crate::model::{SourceStatus, Timestamp};
 
@@ -110,7 +110,14 @@ impl Sources {
             let Some(followed) = self.followed.get_mut(id.0 as usize) else { continue };
             let progress = followed.follower.read(now, budget, &mut |line| handle(id.0 as usize, line));
             for notice in &progress.notices {
-                tracing::info!("{notice}");
+                // A log that never was there is no news: the status says what is waited for.
+                match notice.what {
+                    What::Missing if followed.follower.positions().is_none_or(|known| known.is_empty()) => {
+                        tracing::debug!("{notice}");
+                    }
+                    What::Appeared | What::Rotated => tracing::info!("{notice}"),
+                    _ => tracing::warn!("{notice}"),
+                }
             }
             if progress.overlong > 0 {
                 tracing::warn!(

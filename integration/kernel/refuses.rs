@@ -1,6 +1,7 @@
 //! Every refusal that a user can meet is one clear line that says what to do, and nothing is lost by it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
 use crate::scene::{Agent, Scene, ask, ask_json, nftjail};
@@ -115,6 +116,28 @@ fn a_log_that_is_missing_or_is_none_is_waited_for() {
 }
 
 #[test]
+fn a_log_that_may_not_be_read_is_said_and_read_when_it_may() {
+    let scene = Scene::new();
+    let log = scene.path("auth.log");
+    fs::write(&log, "").unwrap();
+    std::os::unix::fs::chown(&log, Some(12_345), Some(12_345)).unwrap();
+    fs::set_permissions(&log, fs::Permissions::from_mode(0o600)).unwrap();
+    let config = format!("jails: {{sshd: {{logpath: {}, port: 22, maxretry: 1}}}}\n", log.display());
+    fs::write(scene.path("nftjail.yaml"), config).unwrap();
+    let mut run = scene.on_server("capsh");
+    run.args(["--drop=cap_dac_override,cap_dac_read_search", "--", "-c", "exec \"$@\"", "sh"]);
+    run.arg(env!("CARGO_BIN_EXE_nftjail")).arg("--config").arg(scene.path("nftjail.yaml"));
+    run.arg("--socket").arg(scene.path("control.sock")).arg("run").arg("--state").arg(scene.path("state"));
+    let mut agent = run.stderr(Stdio::null()).spawn().unwrap();
+    let shows = |text: &str| String::from_utf8_lossy(&ask(&scene, &["status"]).stdout).contains(text);
+    scene.wait_for("the refusal", || shows("auth.log: permission denied"));
+    fs::set_permissions(&log, fs::Permissions::from_mode(0o644)).unwrap();
+    scene.wait_for("the log", || shows("1 jail ok"));
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+}
+
+#[test]
 fn the_verbs_tell_by_their_exit_code_how_it_went() {
     let scene = Scene::new();
     let nobody = ask(&scene, &["status"]);
@@ -157,10 +180,10 @@ fn others_may_look_through_the_socket_only_if_they_can_open_it() {
         ]);
         command.arg(&socket).args(verb).stdin(Stdio::null()).output().unwrap()
     };
-    fs::set_permissions(scene.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::set_permissions(scene.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let closed = as_nobody(&["status"]);
     assert_eq!(closed.status.code(), Some(4), "{}", told(&closed));
-    fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
     assert_eq!(as_nobody(&["status"]).status.code(), Some(0));
     let refused = as_nobody(&["ban", "sshd", "203.0.113.1"]);
     assert_eq!(refused.status.code(), Some(4));

@@ -1,7 +1,7 @@
 //! Status and bans as people read them: aligned columns, the line of truth on top.
 #![forbid(unsafe_code)]
 
-use crate::model::{BanStatus, SourceStatus, Span, Status, Timestamp};
+use crate::model::{BanStatus, JailStatus, SourceStatus, Span, Status, Timestamp};
 
 /// The whole status: one line that says how things stand, then jails, then sources.
 pub fn status(status: &Status) -> String {
@@ -9,7 +9,7 @@ pub fn status(status: &Status) -> String {
     for trouble in &status.troubles {
         text += &format!("  {trouble}\n");
     }
-    let dropped = |jail: &crate::model::JailStatus| match jail.dropped {
+    let dropped = |jail: &JailStatus| match jail.dropped {
         Some(dropped) => dropped.packets.to_string(),
         None => "?".to_owned(),
     };
@@ -42,21 +42,27 @@ pub fn status(status: &Status) -> String {
     text + &columns(&rows)
 }
 
-/// One line: how many jails are well, and what the others wait for.
+/// One line: how many jails are well, and what the others wait for. A jail is well when one of its logs is read.
 pub fn truth(status: &Status) -> String {
-    let waits = |source: &&SourceStatus| source.state != "following";
-    let waiting: Vec<&SourceStatus> = status.sources.iter().filter(waits).collect();
-    let hears = |jail: &&crate::model::JailStatus| {
-        jail.sources.iter().any(|name| !waiting.iter().any(|source| source.name == *name))
+    let is_read = |name: &String| {
+        status.sources.iter().any(|source| source.name == *name && source.state == "following")
     };
-    let ok = status.jails.iter().filter(hears).count();
-    let deaf = status.jails.len() - ok;
-    let mut text = format!("{ok} {} ok", if ok == 1 { "jail" } else { "jails" });
-    if deaf > 0 {
-        text += &format!(", {deaf} waiting");
+    let (ok, deaf): (Vec<&JailStatus>, Vec<&JailStatus>) =
+        status.jails.iter().partition(|jail| jail.sources.iter().any(is_read));
+    let mut text = format!("{} {} ok", ok.len(), if ok.len() == 1 { "jail" } else { "jails" });
+    if !deaf.is_empty() {
+        text += &format!(", {} waiting", deaf.len());
     }
-    for source in waiting {
-        text += &format!("; {}: {}", source.name, source.state);
+    for jail in deaf {
+        let waits: Vec<&SourceStatus> =
+            status.sources.iter().filter(|source| jail.sources.contains(&source.name)).collect();
+        match waits.as_slice() {
+            [only] => text += &format!("; {}: {}", jail.name, only.state),
+            several => {
+                let names: Vec<&str> = several.iter().map(|source| source.name.as_str()).collect();
+                text += &format!("; {}: none of its logs can be read yet ({})", jail.name, names.join(", "));
+            }
+        }
     }
     text
 }
@@ -93,7 +99,7 @@ fn columns(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Dropped, JailStatus};
+    use crate::model::Dropped;
 
     fn sample() -> Status {
         Status {
@@ -148,7 +154,13 @@ SOURCE             STATE      LINES  LAST LINE
     fn a_jail_that_hears_nothing_is_on_the_first_line() {
         let mut deaf = sample();
         deaf.sources[0].state = "waiting for the file to appear".to_owned();
-        assert_eq!(truth(&deaf), "0 jails ok, 1 waiting; /var/log/auth.log: waiting for the file to appear");
+        assert_eq!(truth(&deaf), "0 jails ok, 1 waiting; sshd: waiting for the file to appear");
+        deaf.jails[0].sources.push("/var/log/secure".to_owned());
+        deaf.sources.push(SourceStatus { name: "/var/log/secure".to_owned(), ..deaf.sources[0].clone() });
+        let wanted = "0 jails ok, 1 waiting; sshd: none of its logs can be read yet (/var/log/auth.log, /var/log/secure)";
+        assert_eq!(truth(&deaf), wanted);
+        deaf.sources[1].state = "following".to_owned();
+        assert_eq!(truth(&deaf), "1 jail ok");
     }
 
     #[test]

@@ -79,5 +79,5 @@ fn every_scenario_finds_its_attacker_and_nobody_else() {
         }
     }
     assert!(wrong.is_empty(), "{} of {checked}:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(checked > 400, "the scenarios were read: {checked}");
+    assert!(checked > 100, "the scenarios were read: {checked}");
 }

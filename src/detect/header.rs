@@ -128,7 +128,8 @@ fn priority(line: &[u8]) -> Option<&[u8]> {
     (1..=3).contains(&digits).then(|| rest[digits..].strip_prefix(b">"))?
 }
 
-/// `HOST TAG: MESSAGE`, `TAG: MESSAGE`, and busybox's `HOST FACILITY.LEVEL TAG: MESSAGE`.
+/// `HOST TAG: MESSAGE`, `TAG: MESSAGE`, busybox's `HOST FACILITY.LEVEL TAG: MESSAGE`, and FreeBSD's
+/// `<FACILITY.LEVEL> HOST TAG: MESSAGE`. No host begins with `@`, but a TAI64N date does.
 fn tagged(text: &[u8]) -> Option<Header<'_>> {
     let mut rest = text;
     let mut host: &[u8] = b"";
@@ -139,8 +140,11 @@ fn tagged(text: &[u8]) -> Option<Header<'_>> {
             return Some(Header { host, program, pid, message, ..Header::default() });
         }
         match position {
+            0 if word.starts_with(b"@") => return None,
+            0 if word.starts_with(b"<") && is_level(word) => (),
             0 => host = word,
             1 if is_level(word) => (),
+            1 if host.is_empty() => host = word,
             _ => return None,
         }
         rest = trim(after);
@@ -295,6 +299,7 @@ mod tests {
             ("Nov 21 10:00:00 web01 sshd[4242]: [ID 800047 auth.info] Hello", "web01", "4242"),
             ("Nov 21 10:00:00 web01 auth.info sshd[4242]: Hello", "web01", "4242"),
             ("Nov 21 10:00:00 web01 <auth.info> sshd[4242]: Hello", "web01", "4242"),
+            ("Nov 21 10:00:00 <auth.info> web01 sshd[4242]: Hello", "web01", "4242"),
             ("<38>1 2026-11-21T10:00:00Z web01 sshd 4242 - - Hello", "web01", "4242"),
             ("<38>1 - web01 sshd 4242 - -  Hello", "web01", "4242"),
             (

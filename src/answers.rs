@@ -8,7 +8,8 @@ use crate::daemon::{Daemon, Waiting};
 use crate::engine::Outcome;
 use crate::host;
 use crate::jail::Jail;
-use crate::model::{Ban, BanStatus, Bantime, Change, JailName, JailStatus, Span, Status, Target};
+use crate::model::{Ban, Bantime, Change, JailName, Span, Target};
+use crate::status::{BanStatus, JailStatus, Status};
 use crate::yaml;
 
 impl Daemon {

@@ -1,25 +1,24 @@
 //! The verbs and their printing; the only file that knows exit codes.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use crate::acquire::splitter::LINE_BYTES_MAX;
 use crate::config::{self, Config};
 use crate::control::{self, Failed, Request, Response, Unanswered};
 use crate::daemon;
-use crate::detect::answer::answer;
-use crate::detect::{Clock, Detector};
 use crate::host::{self, Services};
+use crate::matching;
 use crate::model::{Bantime, JailName, Target};
+use crate::replay;
 use crate::tell::screen;
 use crate::trial;
+use crate::yaml::{self, Fault};
 
 #[derive(Parser)]
 #[command(name = "nftjail", version, about, max_term_width = 100)]
@@ -85,7 +84,7 @@ enum Verb {
     Match {
         #[arg(long)]
         rule: String,
-        #[arg(long, default_value = "normal")]
+        #[arg(long, default_value = config::NORMAL)]
         mode: String,
         /// A folder of rules that come before the shipped ones
         #[arg(long, value_name = "DIR")]
@@ -93,9 +92,26 @@ enum Verb {
         /// One JSON object for each line
         #[arg(long)]
         json: bool,
-        /// A log, or - for standard input
+        /// Show the lines that no pattern fits instead
+        #[arg(long)]
+        missed: bool,
+        /// Show how far the nearest pattern came with each of those
+        #[arg(long)]
+        explain: bool,
+        /// A log, plain, gzip or zstd; or - for standard input
         #[arg(default_value = "-")]
         file: PathBuf,
+    },
+    /// Judge old logs as the agent would have: who is banned, when, for how long, and who nearly
+    Replay {
+        /// With this jail only
+        #[arg(long)]
+        jail: Option<JailName>,
+        #[arg(long)]
+        json: bool,
+        /// Logs, plain, gzip or zstd, the oldest first
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
     },
     /// See it work in a throwaway network namespace: real log, real bans, real packets
     Try {
@@ -105,6 +121,25 @@ enum Verb {
         #[arg(long, default_value = "sshd")]
         rule: String,
     },
+}
+
+fn replayed(
+    place: Option<&Path>,
+    only: Option<&JailName>,
+    files: &[PathBuf],
+    json: bool,
+) -> Result<ExitCode, Trouble> {
+    let mut config = Config::load(place, &Services::of_this_host()).map_err(bad_configuration)?;
+    if let Some(only) = only {
+        let names: Vec<String> = config.jails.iter().map(|jail| jail.terms.name.to_string()).collect();
+        config.jails.retain(|jail| jail.terms.name == *only);
+        if config.jails.is_empty() {
+            return Err(Trouble::NotFound(yaml::unknown("jail", only.as_str(), &names)));
+        }
+    }
+    let (now, zone) = (host::now(), TimeZone::system());
+    let replayed = replay::run(&config, files, now, &zone, !json).map_err(Trouble::Failed)?;
+    if json { print_json(&replayed) } else { print(&screen::replayed(&replayed)) }
 }
 
 /// What goes wrong, by exit code.
@@ -190,10 +225,18 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
         Verb::Ban { jail, target, bantime } => told(&socket, &Request::Ban { jail, target, bantime }),
         Verb::Unban { target, jail } => told(&socket, &Request::Unban { target, jail }),
         Verb::Reload => told(&socket, &Request::Reload),
-        Verb::Match { rule, mode, rules, json, file } => {
+        Verb::Match { rule, mode, rules, json, missed, explain, file } => {
             let rules = rules.unwrap_or_else(|| config::rules_dir(config.as_deref()));
-            matching(&rules, &rule, &mode, &file, json)
+            let library =
+                config::library(&rules).map_err(|fault| Trouble::BadConfiguration(fault.to_string()))?;
+            let rule = library
+                .compile(&rule, Some(&mode))
+                .map_err(|bad| Trouble::BadConfiguration(bad.to_string()))?;
+            let wishes = matching::Wishes { json, missed, explain };
+            matching::run(rule, &file, wishes)?;
+            Ok(ExitCode::SUCCESS)
         }
+        Verb::Replay { jail, json, files } => replayed(config.as_deref(), jail.as_ref(), &files, json),
         Verb::Try { log, rule } => {
             trial::run(log.as_deref(), &rule).map_err(Trouble::Failed)?;
             Ok(ExitCode::SUCCESS)
@@ -232,13 +275,15 @@ fn print_json<T: Serialize>(value: &T) -> Result<ExitCode, Trouble> {
     print(&(text + "\n"))
 }
 
+fn bad_configuration(faults: Vec<Fault>) -> Trouble {
+    let texts: Vec<String> = faults.iter().map(Fault::to_string).collect();
+    Trouble::BadConfiguration(format!("the configuration is not in order\n{}", texts.join("\n")))
+}
+
 fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
-    let faults = |faults: Vec<crate::yaml::Fault>| {
-        let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
-        Trouble::BadConfiguration(format!("the configuration is not in order\n{}", texts.join("\n")))
-    };
-    let config = Config::load(place, &Services::of_this_host()).map_err(faults)?;
-    let library = config::library(&config::rules_dir(place)).map_err(|fault| faults(vec![fault]))?;
+    let config = Config::load(place, &Services::of_this_host()).map_err(bad_configuration)?;
+    let library =
+        config::library(&config::rules_dir(place)).map_err(|fault| bad_configuration(vec![fault]))?;
     let bad: Vec<String> = library.check().iter().map(ToString::to_string).collect();
     if !bad.is_empty() {
         return Err(Trouble::BadConfiguration(format!("the rules are not in order\n{}", bad.join("\n"))));
@@ -264,70 +309,4 @@ fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
         if count == 1 { "jail" } else { "jails" }
     );
     print(&text)
-}
-
-fn matching(rules: &Path, rule: &str, mode: &str, file: &Path, json: bool) -> Result<ExitCode, Trouble> {
-    let library = config::library(rules).map_err(|fault| Trouble::BadConfiguration(fault.to_string()))?;
-    let mode = Some(mode).filter(|mode| *mode != config::NORMAL);
-    let rule = library.compile(rule, mode).map_err(|bad| Trouble::BadConfiguration(bad.to_string()))?;
-    let mut detector = Detector::new(vec![Arc::new(rule)]);
-    let mut input: Box<dyn BufRead> = match file.to_str() {
-        Some("-") => Box::new(io::stdin().lock()),
-        _ => Box::new(BufReader::new(
-            File::open(file)
-                .map_err(|error| Trouble::Failed(format!("{}: {}", file.display(), host::plain(&error))))?,
-        )),
-    };
-    let (now, zone) = (host::now(), TimeZone::system());
-    let mut out = BufWriter::new(io::stdout().lock());
-    let mut line = Vec::new();
-    let (mut number, mut failures) = (0, 0_u64);
-    while read_line(&mut input, &mut line)? {
-        number += 1;
-        let answer = answer(&mut detector, number, &line, Clock::Written { now, zone: &zone });
-        failures += u64::from(answer.failure);
-        if json {
-            serde_json::to_writer(&mut out, &answer).map_err(io::Error::from)?;
-            out.write_all(b"\n")?;
-        } else if answer.failure {
-            let addr = answer.addr.map_or_else(|| "-".to_owned(), |addr| addr.to_string());
-            writeln!(out, "{number}: {addr}  {}", String::from_utf8_lossy(&line).escape_debug())?;
-        }
-    }
-    if !json {
-        writeln!(out, "{failures} of {number} lines count as failures")?;
-    }
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// The next line without its newline and carriage return; one that is too long to be looked at comes back empty.
-fn read_line(input: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
-    line.clear();
-    let mut any = false;
-    loop {
-        let chunk = input.fill_buf()?;
-        if chunk.is_empty() {
-            break;
-        }
-        any = true;
-        let (piece, used, ended) = match chunk.iter().position(|byte| *byte == b'\n') {
-            Some(at) => (&chunk[..at], at + 1, true),
-            None => (chunk, chunk.len(), false),
-        };
-        if line.len() <= LINE_BYTES_MAX {
-            line.extend_from_slice(piece);
-        }
-        input.consume(used);
-        if ended {
-            break;
-        }
-    }
-    if line.len() > LINE_BYTES_MAX {
-        line.clear();
-    }
-    if line.last() == Some(&b'\r') {
-        line.pop();
-    }
-    Ok(any)
 }

@@ -15,7 +15,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::model::{BanStatus, Bantime, JailName, Status, Target};
+use crate::model::{Bantime, JailName, Target};
+use crate::status::{BanStatus, Status};
 
 /// Where the agent listens when nothing else is said.
 pub const SOCKET: &str = "/run/nftjail/control.sock";

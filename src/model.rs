@@ -435,67 +435,6 @@ pub enum Event {
     Refused { jail: JailName, target: Target, why: String },
 }
 
-/// Everything that can be asked of a running agent at a glance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
-    /// 1; another number means that fields changed their meaning.
-    pub schema: u32,
-    pub version: String,
-    pub pid: u32,
-    pub started: Timestamp,
-    pub now: Timestamp,
-    /// Changes that the kernel has not answered yet.
-    pub pending: usize,
-    pub jails: Vec<JailStatus>,
-    pub sources: Vec<SourceStatus>,
-    /// What is wrong as a whole; empty where all is well.
-    pub troubles: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JailStatus {
-    pub name: JailName,
-    pub rule: String,
-    pub mode: String,
-    pub ports: String,
-    pub maxretry: u32,
-    pub findtime: String,
-    pub bantime: String,
-    /// Addresses that have failed lately and are not banned for it.
-    pub failing: usize,
-    /// Failures counted since the start.
-    pub failed_total: u64,
-    pub banned: usize,
-    /// Bans the kernel took since the start.
-    pub banned_total: u64,
-    /// Addresses whose failures were forgotten before their time, because too many failed at once.
-    pub forgotten_total: u64,
-    /// None where the kernel could not be asked.
-    pub dropped: Option<Dropped>,
-    pub sources: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SourceStatus {
-    pub name: String,
-    /// `following`, or what it waits for, in words.
-    pub state: String,
-    pub lines: u64,
-    /// Bytes that are written and not read yet.
-    pub behind: u64,
-    pub last_line: Option<Timestamp>,
-}
-
-/// One ban as it is listed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BanStatus {
-    pub jail: JailName,
-    pub target: Target,
-    pub at: Timestamp,
-    /// None: it never ends.
-    pub ends: Option<Timestamp>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,8 @@ use crate::acquire::file::{Follower, Start};
 use crate::acquire::identity::Position;
 use crate::acquire::{Aimed, Line, SourceId, Watch, What};
 use crate::bell::Bell;
-use crate::model::{SourceStatus, Timestamp};
+use crate::model::Timestamp;
+use crate::status::SourceStatus;
 
 /// Every log that some jail listens to, each once. Sources are numbered as their paths were given.
 pub struct Sources {

@@ -18,9 +18,10 @@ use crate::control::{self, Request, Response};
 use crate::detect;
 use crate::host::{self, Services, plain};
 use crate::lab::Lab;
-use crate::model::{BanStatus, JailName, Ports, Status, Target, Timestamp};
+use crate::model::{JailName, Ports, Target, Timestamp};
 use crate::nft::Firewall;
 use crate::nft::netlink::Netlink;
+use crate::status::{BanStatus, Status};
 use crate::tell::screen;
 
 /// What sshd of Debian 12 wrote while it was attacked; the same log serves the tests.

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use thiserror::Error;
 
+pub mod archive;
 pub mod bisect;
 pub mod file;
 pub mod identity;

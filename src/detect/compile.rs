@@ -90,6 +90,7 @@ impl Compiler<'_> {
             session: file.session.as_ref().map(|session| session.value),
             fields: file.fields.clone(),
             prefilter,
+            prefilter_text: file.prefilter.as_ref().map(|written| written.value.clone()),
             patterns,
             joined,
         }

@@ -9,6 +9,7 @@ pub mod address;
 pub mod answer;
 pub mod compile;
 pub mod date;
+pub mod explain;
 pub mod file;
 pub mod header;
 pub mod json;
@@ -402,7 +403,7 @@ mod tests {
             "bad 192.0.2.1 x",
             "bad 192.0.2.1.example.com",
             "bad 192.030.0.6",
-            "bad 0.0.0.0",
+            "bad 224.0.0.1",
             "bad ::ffff:192.0.2.1",
         ];
         assert_eq!(found(&[rule], &lines), ["0:192.0.2.1*1", "", "", "", "0:192.0.2.1*1"]);

@@ -70,6 +70,7 @@ pub struct Rule {
     pub(super) session: Option<Session>,
     pub(super) fields: Option<Fields>,
     pub(super) prefilter: Option<(Regex, Groups)>,
+    pub(super) prefilter_text: Option<String>,
     pub(super) patterns: Vec<Pattern>,
     /// All patterns in one pass; none where a pattern also asks for fields.
     pub(super) joined: Option<Regex>,
@@ -116,6 +117,11 @@ impl Rule {
 
     pub fn maxretry(&self) -> Option<u32> {
         self.maxretry
+    }
+
+    /// The prefilter as written.
+    pub fn prefilter_text(&self) -> Option<&str> {
+        self.prefilter_text.as_deref()
     }
 
     /// In the order in which they are tried; a finding names one by its index.

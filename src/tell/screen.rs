@@ -1,7 +1,8 @@
 //! Status and bans as people read them: aligned columns, the line of truth on top.
 #![forbid(unsafe_code)]
 
-use crate::model::{BanStatus, JailStatus, SourceStatus, Span, Status, Timestamp};
+use crate::model::{Span, Timestamp};
+use crate::status::{BanStatus, JailStatus, Replayed, SourceStatus, Status};
 
 /// The whole status: one line that says how things stand, then jails, then sources.
 pub fn status(status: &Status) -> String {
@@ -77,6 +78,27 @@ pub fn bans(bans: &[BanStatus], now: Timestamp) -> String {
         vec![ban.jail.to_string(), ban.target.to_string(), ban.at.to_string(), left]
     }));
     columns(&rows)
+}
+
+/// Who would have been banned, and who nearly.
+pub fn replayed(replayed: &Replayed) -> String {
+    let mut rows = vec![row(&["JAIL", "WOULD BE BANNED", "AT", "FOR"])];
+    rows.extend(replayed.bans.iter().map(|ban| {
+        let length = ban.ends.map_or_else(|| "ever".to_owned(), |ends| Span(ends.since(ban.at)).to_string());
+        vec![ban.jail.to_string(), ban.target.to_string(), ban.at.to_string(), length]
+    }));
+    let mut text = columns(&rows);
+    if !replayed.nearly.is_empty() {
+        let mut rows = vec![row(&["JAIL", "NEARLY", "FAILURES"])];
+        rows.extend(replayed.nearly.iter().map(|near| {
+            let failures = format!("{} of {}", near.failures, near.maxretry);
+            vec![near.jail.to_string(), near.target.to_string(), failures]
+        }));
+        text += "\n";
+        text += &columns(&rows);
+    }
+    let Replayed { lines, failures, bans, .. } = replayed;
+    text + &format!("\n{lines} lines, {failures} failures, {} bans\n", bans.len())
 }
 
 fn row(words: &[&str]) -> Vec<String> {

@@ -1,0 +1,90 @@
+//! The nouns of asking: how the agent stands, whom it bans, what it would have done.
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Dropped, JailName, Target, Timestamp};
+
+/// Everything that can be asked of a running agent at a glance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// 1; another number means that fields changed their meaning.
+    pub schema: u32,
+    pub version: String,
+    pub pid: u32,
+    pub started: Timestamp,
+    pub now: Timestamp,
+    /// Changes that the kernel has not answered yet.
+    pub pending: usize,
+    pub jails: Vec<JailStatus>,
+    pub sources: Vec<SourceStatus>,
+    /// What is wrong as a whole; empty where all is well.
+    pub troubles: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JailStatus {
+    pub name: JailName,
+    pub rule: String,
+    pub mode: String,
+    pub ports: String,
+    pub maxretry: u32,
+    pub findtime: String,
+    pub bantime: String,
+    /// Addresses that have failed lately and are not banned for it.
+    pub failing: usize,
+    /// Failures counted since the start.
+    pub failed_total: u64,
+    pub banned: usize,
+    /// Bans the kernel took since the start.
+    pub banned_total: u64,
+    /// Addresses whose failures were forgotten before their time, because too many failed at once.
+    pub forgotten_total: u64,
+    /// None where the kernel could not be asked.
+    pub dropped: Option<Dropped>,
+    pub sources: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    pub name: String,
+    /// `following`, or what it waits for, in words.
+    pub state: String,
+    pub lines: u64,
+    /// Bytes that are written and not read yet.
+    pub behind: u64,
+    pub last_line: Option<Timestamp>,
+}
+
+/// One ban as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BanStatus {
+    pub jail: JailName,
+    pub target: Target,
+    pub at: Timestamp,
+    /// None: it never ends.
+    pub ends: Option<Timestamp>,
+}
+
+/// What would have happened, had the agent watched these logs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Replayed {
+    /// 1; another number means that fields changed their meaning.
+    pub schema: u32,
+    pub lines: u64,
+    pub failures: u64,
+    /// In the order in which they would have begun.
+    pub bans: Vec<BanStatus>,
+    /// Never banned, but with at least half of the failures that ban; the nearest first.
+    pub nearly: Vec<Nearly>,
+}
+
+/// Somebody who came near a ban.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Nearly {
+    pub jail: JailName,
+    pub target: Target,
+    /// The most failures that counted at once.
+    pub failures: u32,
+    pub maxretry: u32,
+}

@@ -28,7 +28,10 @@ fn the_full_example_shows_the_defaults_as_they_are() {
     let services = Services::of_this_host();
     let full = Config::load(Some(&example("full.yaml")), &services).unwrap();
     let minimal = Config::load(Some(&example("minimal.yaml")), &services).unwrap();
-    let (full, minimal) = (&full.jails[0], &minimal.jails[0]);
+    let sshd = |config: &Config| {
+        config.jails.iter().find(|jail| jail.terms.name.as_str() == "sshd").cloned().unwrap()
+    };
+    let (full, minimal) = (sshd(&full), sshd(&minimal));
     assert_eq!(full.terms.maxretry, minimal.terms.maxretry);
     assert_eq!(full.terms.findtime, minimal.terms.findtime);
     assert_eq!(full.terms.bantime, minimal.terms.bantime);

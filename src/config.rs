@@ -14,8 +14,9 @@ use serde::Deserialize;
 
 use crate::detect::{Library, Rule};
 use crate::host::{Services, plain};
-use crate::jail::Terms;
 use crate::jail::allow::Allow;
+use crate::jail::bantime::{Growth, Increment};
+use crate::jail::{FORGET, Terms};
 use crate::model::{Bantime, Cell, JailName, Layout, Ports, Protocol, Span};
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
 
@@ -144,8 +145,43 @@ struct Keys {
     maxretry: Option<Spanned<u32>>,
     findtime: Option<Text<Span>>,
     bantime: Option<Text<Bantime>>,
+    increment: Option<Spanned<IncrementKeys>>,
     ignoreip: Option<Many<Net>>,
     capacity: Option<Spanned<u32>>,
+}
+
+/// How bans grow, as it is written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct IncrementKeys {
+    factor: Option<u32>,
+    steps: Option<Vec<Text<Span>>>,
+    maxtime: Option<Text<Span>>,
+    rndtime: Option<Text<Span>>,
+    overalljails: Option<bool>,
+    forget: Option<Text<Span>>,
+    forever_at: Option<u32>,
+}
+
+impl IncrementKeys {
+    fn increment(&self) -> Result<Increment, &'static str> {
+        let growth = match (self.factor, &self.steps) {
+            (Some(_), Some(_)) => return Err("factor and steps exclude each other: keep one"),
+            (Some(0), None) => return Err("a factor of 0 would end every ban: write 2 to double them"),
+            (None, Some(steps)) if steps.is_empty() => return Err("steps need at least one length"),
+            (None, Some(steps)) => Growth::Steps(steps.iter().map(|step| step.0.0).collect()),
+            (factor, None) => Growth::Factor(factor.unwrap_or(2)),
+        };
+        let length = |key: &Option<Text<Span>>, otherwise| key.as_ref().map_or(otherwise, |span| span.0.0);
+        Ok(Increment {
+            growth,
+            maxtime: length(&self.maxtime, MAXTIME),
+            rndtime: length(&self.rndtime, Duration::ZERO),
+            overalljails: self.overalljails.unwrap_or(false),
+            forget: length(&self.forget, FORGET),
+            forever_at: self.forever_at.filter(|number| *number > 0),
+        })
+    }
 }
 
 /// A network, or an address as a network of one.
@@ -237,14 +273,13 @@ impl Sheet {
         let mut resolved = Vec::new();
         let mut faults = Vec::new();
         for (name, jail) in self.jails.unwrap_or_else(built_in) {
+            let own = jail.keys.clone();
             // `ignoreip` of the defaults holds for every jail already, in the kernel too.
-            let own_ignoreip = jail.keys.ignoreip.clone();
-            let own_maxretry = jail.keys.maxretry.as_ref().map(|number| number.value);
-            let keys = Keys { ignoreip: own_ignoreip, ..jail.keys.over(&self.defaults) };
+            let keys = Keys { ignoreip: own.ignoreip.clone(), ..jail.keys.over(&self.defaults) };
             if keys.enabled == Some(false) {
                 continue;
             }
-            match keys.resolve(name, own_maxretry, library, services) {
+            match keys.resolve(name, &own, library, services) {
                 Ok(jail) => resolved.push(jail),
                 Err(message) => faults.push(fault(&jail.source, jail.place, message)),
             }
@@ -257,10 +292,18 @@ fn fault(source: &Source, place: Location, message: impl Into<String>) -> Fault 
     Fault::at(&source.0, &source.1, place, message)
 }
 
+/// The rule of the jail for those whom others ban again and again.
+const RECIDIVE: &str = "recidive";
+/// Five bans in a day ban for a week where the jail itself says nothing, as everybody knows it.
+const RECIDIVE_FINDTIME: Option<Text<Span>> = Some(Text(Span(Duration::from_secs(86_400))));
+const RECIDIVE_BANTIME: Option<Text<Bantime>> = Some(Text(Bantime::For(Duration::from_secs(7 * 86_400))));
+const TEN_MINUTES: Duration = Duration::from_secs(600);
 /// The mode of a rule that adds nothing.
 pub const NORMAL: &str = "normal";
 /// How many failures ban where neither jail, defaults nor rule say.
 const MAXRETRY: u32 = 5;
+/// The longest that a growing ban gets where nothing is said: five weeks.
+const MAXTIME: Duration = Duration::from_secs(35 * 86_400);
 /// The most failures that a jail may ask for: each is remembered with 8 bytes for each address.
 const MAXRETRY_MAX: u32 = 1_000;
 /// The most elements that one set may be told to hold.
@@ -298,6 +341,11 @@ impl Keys {
         {
             faults.push(fault(source, port.defined, message));
         }
+        if let Some(increment) = &self.increment
+            && let Err(message) = increment.value.increment()
+        {
+            faults.push(fault(source, increment.defined, message));
+        }
         for (key, most) in [(&self.maxretry, MAXRETRY_MAX), (&self.capacity, CAPACITY_MAX)] {
             if let Some(number) = key.as_ref().filter(|number| !(1..=most).contains(&number.value)) {
                 faults.push(fault(source, number.defined, format!("this must be from 1 to {most}")));
@@ -319,17 +367,18 @@ impl Keys {
             maxretry: upper.maxretry.or(below.maxretry),
             findtime: upper.findtime.or(below.findtime),
             bantime: upper.bantime.or(below.bantime),
+            increment: upper.increment.or(below.increment),
             ignoreip: upper.ignoreip.or(below.ignoreip),
             capacity: upper.capacity.or(below.capacity),
         }
     }
 
-    /// `own_maxretry` is the jail's own: what a rule asks for goes before the defaults, since a scanner is known by
-    /// its first request.
+    /// `own` are the jail's keys without the defaults: what a rule asks for goes before those, since a scanner is
+    /// known by its first request.
     fn resolve(
         self,
         name: JailName,
-        own_maxretry: Option<u32>,
+        own: &Keys,
         library: &Library,
         services: &Services,
     ) -> Result<JailConfig, String> {
@@ -343,21 +392,30 @@ impl Keys {
         let rule = library
             .compile(&rule_name, Some(&mode).filter(|mode| *mode != NORMAL).map(String::as_str))
             .map_err(|bad| bad.to_string())?;
+        // A jail recidive that names no log hears the bans of the other jails themselves.
+        let hears_bans = rule_name == RECIDIVE && self.logpath.is_none();
         let logpath = match self.logpath {
             Some(Many(paths)) => paths,
+            None if hears_bans => Vec::new(),
             None => default_logpath(rule.logpath()),
         };
         let ports = ports(self.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
         let ignoreip: Vec<IpNet> = self.ignoreip.iter().flat_map(|nets| &nets.0).map(|net| net.0).collect();
+        let increment = self.increment.map(|keys| keys.value.increment()).transpose()?;
+        let (findtime, bantime) = match hears_bans {
+            true => (own.findtime.or(RECIDIVE_FINDTIME), own.bantime.or(RECIDIVE_BANTIME)),
+            false => (self.findtime, self.bantime),
+        };
+        let number = |key: &Option<Spanned<u32>>| key.as_ref().map(|number| number.value);
+        let maxretry = number(&own.maxretry).or(rule.maxretry()).or(number(&self.maxretry));
         let terms = Terms {
             name,
-            maxretry: own_maxretry
-                .or(rule.maxretry())
-                .or(self.maxretry.map(|number| number.value))
-                .unwrap_or(MAXRETRY),
-            findtime: self.findtime.map_or(Duration::from_secs(600), |span| span.0.0),
-            bantime: self.bantime.map_or(Bantime::For(Duration::from_secs(600)), |time| time.0),
+            maxretry: maxretry.unwrap_or(MAXRETRY),
+            findtime: findtime.map_or(TEN_MINUTES, |span| span.0.0),
+            bantime: bantime.map_or(Bantime::For(TEN_MINUTES), |time| time.0),
+            increment,
             ignoreip: Allow::new(&ignoreip),
+            hears_bans,
         };
         let capacity = self.capacity.map_or(CAPACITY, |number| number.value);
         Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, capacity })

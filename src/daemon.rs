@@ -20,8 +20,8 @@ use crate::detect::{self, Clock};
 use crate::enforcer::{Done, Enforcer};
 use crate::engine::{Engine, Listener, Outcome};
 use crate::host::{self, AddressWatch, Services, plain};
-use crate::jail::Jail;
 use crate::jail::allow::Allow;
+use crate::jail::{FORGET, Jail};
 use crate::model::{Ban, Change, Event, Timestamp};
 use crate::nft::Refusal;
 use crate::nft::netlink::Netlink;
@@ -64,6 +64,8 @@ pub fn run(places: &Places) -> Result<(), Stopped> {
 const PENDING_MAX: usize = 50_000;
 /// So many bytes of each log are read before others get their turn.
 const TURN_BYTES: usize = 1 << 20;
+/// An offender is kept in the state until so many bans are forgotten.
+const OFFENCES_REMEMBERED: u32 = 20;
 /// Positions and failures are saved this long after they changed.
 const SAVE_AFTER: Duration = Duration::from_secs(1);
 
@@ -122,10 +124,8 @@ impl Daemon {
 
         let (paths, listeners) = listeners(&config);
         let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
-        let mut engine = Engine::new(terms, listeners, never(&config, &own));
-        for (jail, target, times) in saved.failures {
-            engine.restore_failures(&jail, target, times);
-        }
+        let mut engine = Engine::new(terms, listeners, never(&config, &own), host::secret());
+        saved.memories.into_iter().for_each(|memory| engine.restore_memory(memory));
         restore(&mut engine, standing);
         let zone = TimeZone::system();
         let backlog = longest_findtime(&config);
@@ -220,9 +220,10 @@ impl Daemon {
         if done.lost {
             return self.heal(done).await;
         }
+        let now = host::now();
         let mut out = Outcome::default();
         for change in &done.taken {
-            self.engine.handle_taken(change, &mut out);
+            self.engine.handle_taken(change, now, &mut out);
         }
         for (change, why) in &done.refused {
             self.engine.handle_refused(change, why, &mut out);
@@ -296,9 +297,10 @@ impl Daemon {
         let now = host::now();
         Step {
             positions: self.sources.positions(),
-            failures: self.engine.take_unsaved(),
+            memories: self.engine.take_unsaved(),
             changes: std::mem::take(&mut self.taken),
             stale_failures: now.minus(longest_findtime(&self.config)),
+            stale_offenders: now.minus(longest_memory(&self.config)),
             now,
         }
     }
@@ -438,6 +440,16 @@ fn never(config: &Config, own: &[IpNet]) -> Allow {
 
 fn longest_findtime(config: &Config) -> Duration {
     config.jails.iter().map(|jail| jail.terms.findtime).max().unwrap_or_default()
+}
+
+/// How long it takes at most until the bans of an offender are all forgotten.
+fn longest_memory(config: &Config) -> Duration {
+    let forget = config
+        .jails
+        .iter()
+        .filter_map(|jail| jail.terms.increment.as_ref())
+        .map(|increment| increment.forget);
+    forget.max().unwrap_or(FORGET).saturating_mul(OFFENCES_REMEMBERED)
 }
 
 fn bad_configuration(faults: Vec<Fault>) -> Stopped {

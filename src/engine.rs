@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
 use crate::jail::allow::{Allow, is_unbannable};
 use crate::jail::{Jail, Terms, Verdict};
-use crate::model::{Ban, Change, Event, Failure, JailName, Target, Timestamp};
+use crate::model::{Ban, Change, Event, Failure, JailName, Memory, Target, Timestamp};
 
 /// Which jails listen to one source, and with which rules.
 pub struct Listener {
@@ -28,8 +28,10 @@ pub struct Engine {
     jails: Vec<Jail>,
     sources: Vec<Source>,
     never: Allow,
-    /// Whose failures changed since they were last saved.
+    /// Whose failures or bans changed since they were last saved.
     unsaved: BTreeSet<(JailName, Target)>,
+    /// A number that nobody outside knows, for what is left to chance.
+    secret: u64,
 }
 
 struct Source {
@@ -39,10 +41,10 @@ struct Source {
 }
 
 impl Engine {
-    /// `sources` are numbered by their order; each names jails of `terms`.
-    pub fn new(terms: Vec<Terms>, sources: Vec<Vec<Listener>>, never: Allow) -> Self {
+    /// `sources` are numbered by their order; each names jails of `terms`. `secret` is any number.
+    pub fn new(terms: Vec<Terms>, sources: Vec<Vec<Listener>>, never: Allow, secret: u64) -> Self {
         let jails = terms.into_iter().map(Jail::new).collect();
-        let mut engine = Engine { jails, sources: Vec::new(), never, unsaved: BTreeSet::new() };
+        let mut engine = Engine { jails, sources: Vec::new(), never, unsaved: BTreeSet::new(), secret };
         engine.listen(sources);
         engine
     }
@@ -99,30 +101,40 @@ impl Engine {
         now: Timestamp,
         out: &mut Outcome,
     ) {
-        let Engine { jails, sources, never, unsaved } = self;
-        let Source { detector, jails: indexes } = &mut sources[source];
+        let mut failures = Vec::new();
+        let Source { detector, jails } = &mut self.sources[source];
         detector.detect(text, clock, |rule, detected| {
             let Detected::Failure(finding) = detected else { return };
             let Finding { addr, at, weight, bantime, .. } = finding;
-            let failure = Failure { addr, at: at.min(now), weight, bantime };
-            judge(&mut jails[indexes[rule]], &failure, never, now, unsaved, out);
+            failures.push((jails[rule], Failure { addr, at: at.min(now), weight, bantime }));
         });
+        for (jail, failure) in failures {
+            self.judge(jail, &failure, now, out);
+        }
     }
 
-    /// The kernel took a change.
-    pub fn handle_taken(&mut self, change: &Change, out: &mut Outcome) {
-        let Some(jail) = self.jails.iter_mut().find(|jail| jail.terms().name == *change.jail()) else {
+    /// The kernel took a change. A new ban is a failure in the jails that hear bans, but for those of their kind.
+    pub fn handle_taken(&mut self, change: &Change, now: Timestamp, out: &mut Outcome) {
+        let Some(index) = self.jails.iter().position(|jail| jail.terms().name == *change.jail()) else {
             return;
         };
-        let new = jail.handle_taken(change);
+        let new = self.jails[index].handle_taken(change);
+        self.unsaved.insert((change.jail().clone(), change.target()));
         out.events.push(match change.clone() {
             Change::Ban(ban) if new => Event::Banned { ban },
             Change::Ban(ban) => Event::Extended { ban },
-            Change::Release { jail, target } => {
-                self.unsaved.insert((jail.clone(), target));
-                Event::Released { jail, target }
-            }
+            Change::Release { jail, target } => Event::Released { jail, target },
         });
+        let Change::Ban(ban) = change else { return };
+        if new && !self.jails[index].terms().hears_bans {
+            let failure =
+                Failure { addr: ban.target.network(), at: ban.at.min(now), weight: 1, bantime: None };
+            for listener in 0..self.jails.len() {
+                if self.jails[listener].terms().hears_bans {
+                    self.judge(listener, &failure, now, out);
+                }
+            }
+        }
     }
 
     /// The kernel refused a change, and `why`.
@@ -141,10 +153,12 @@ impl Engine {
         }
     }
 
-    /// Failures that were saved count on.
-    pub fn restore_failures(&mut self, jail: &JailName, target: Target, times: Vec<Timestamp>) {
-        if let Some(jail) = self.jails.iter_mut().find(|held| held.terms().name == *jail) {
-            jail.window_mut().restore(target, times);
+    /// What was saved of a target counts on.
+    pub fn restore_memory(&mut self, (jail, target, times, offender): Memory) {
+        let Some(jail) = self.jails.iter_mut().find(|held| held.terms().name == jail) else { return };
+        jail.window_mut().restore(target, times);
+        if let Some((count, last)) = offender {
+            jail.restore_offender(target, count, last);
         }
     }
 
@@ -187,47 +201,69 @@ impl Engine {
         !self.unsaved.is_empty()
     }
 
-    /// The failures that changed since the last call, as they are now; empty where they are forgotten.
-    pub fn take_unsaved(&mut self) -> Vec<(JailName, Target, Vec<Timestamp>)> {
+    /// What changed since the last call, as it is now.
+    pub fn take_unsaved(&mut self) -> Vec<Memory> {
         let unsaved = std::mem::take(&mut self.unsaved);
-        let times = |(name, target): (JailName, Target)| {
-            let times = self.jail(&name).map_or(&[][..], |jail| jail.window().times(target)).to_vec();
-            (name, target, times)
+        let memory = |(name, target): (JailName, Target)| {
+            let jail = self.jail(&name);
+            let times = jail.map_or(&[][..], |jail| jail.window().times(target)).to_vec();
+            let offender = jail.and_then(|jail| jail.offender(target));
+            (name, target, times, offender)
         };
-        unsaved.into_iter().map(times).collect()
+        unsaved.into_iter().map(memory).collect()
+    }
+
+    fn judge(&mut self, index: usize, failure: &Failure, now: Timestamp, out: &mut Outcome) {
+        let target = Target::of(failure.addr);
+        let elsewhere = self.banned_elsewhere(index, target, failure.at);
+        let chance = chance(self.secret, target, failure.at);
+        let jail = &mut self.jails[index];
+        let name = jail.terms().name.clone();
+        let (addr, at, maxretry) = (failure.addr, failure.at, jail.terms().maxretry);
+        let verdict = jail.handle_failure(failure, &self.never, elsewhere, chance);
+        if verdict != Verdict::Ignored {
+            self.unsaved.insert((name.clone(), target));
+        }
+        let (count, ban) = match verdict {
+            Verdict::Ignored => return out.events.push(Event::Ignored { jail: name, addr }),
+            Verdict::Counted(count) => (count, None),
+            Verdict::Standing => (maxretry, None),
+            Verdict::Ban(ban) => (maxretry, Some(ban)),
+        };
+        out.events.push(Event::Failed { jail: name, addr, at, count, maxretry });
+        match ban {
+            Some(ban) if ban.end().is_some_and(|end| end <= now) => {
+                jail.handle_refused(ban.target);
+                out.events.push(Event::Overdue { ban });
+            }
+            Some(ban) => out.changes.push(Change::Ban(ban)),
+            None => {}
+        }
+    }
+
+    /// How often other jails banned a target, for a jail that wants to know.
+    fn banned_elsewhere(&self, index: usize, target: Target, at: Timestamp) -> u32 {
+        let increment = self.jails[index].terms().increment.as_ref();
+        if !increment.is_some_and(|increment| increment.overalljails) {
+            return 0;
+        }
+        let others = self.jails.iter().enumerate().filter(|(other, _)| *other != index);
+        others.map(|(_, jail)| jail.earlier_bans(target, at)).sum()
     }
 }
 
-fn judge(
-    jail: &mut Jail,
-    failure: &Failure,
-    never: &Allow,
-    now: Timestamp,
-    unsaved: &mut BTreeSet<(JailName, Target)>,
-    out: &mut Outcome,
-) {
-    let name = jail.terms().name.clone();
-    let (addr, maxretry) = (failure.addr, jail.terms().maxretry);
-    let verdict = jail.handle_failure(failure, never);
-    if verdict != Verdict::Ignored {
-        unsaved.insert((name.clone(), Target::of(addr)));
+/// A number that looks random to whoever does not know the secret (SplitMix64's finaliser over all three).
+fn chance(secret: u64, target: Target, at: Timestamp) -> u64 {
+    let bits = match target.network() {
+        std::net::IpAddr::V4(v4) => u64::from(v4.to_bits()),
+        std::net::IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
+    };
+    let mut mixed = secret;
+    for part in [bits, at.as_millis() as u64] {
+        mixed = (mixed ^ part).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
     }
-    match verdict {
-        Verdict::Ignored => out.events.push(Event::Ignored { jail: name, addr }),
-        Verdict::Counted(count) => {
-            out.events.push(Event::Failed { jail: name, addr, at: failure.at, count, maxretry });
-        }
-        Verdict::Standing => {
-            out.events.push(Event::Failed { jail: name, addr, at: failure.at, count: maxretry, maxretry });
-        }
-        Verdict::Ban(ban) => {
-            out.events.push(Event::Failed { jail: name, addr, at: failure.at, count: maxretry, maxretry });
-            if ban.end().is_some_and(|end| end <= now) {
-                jail.handle_refused(ban.target);
-                out.events.push(Event::Overdue { ban });
-            } else {
-                out.changes.push(Change::Ban(ban));
-            }
-        }
-    }
+    mixed
 }

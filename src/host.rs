@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -36,6 +37,11 @@ pub fn set_clock_offset(seconds: i64) {
 pub fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_millis(since.as_millis() as i64 + CLOCK_OFFSET_MS.load(Ordering::Relaxed))
+}
+
+/// A number that nobody else knows, another one in each process.
+pub fn secret() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// Tells when the addresses of this host change (rtnetlink(7)); it never wakes anybody otherwise.

@@ -365,6 +365,10 @@ impl Ban {
     }
 }
 
+/// What is to be remembered of a target in a jail: the times of the failures that count, and how often it was
+/// banned, when last.
+pub type Memory = (JailName, Target, Vec<Timestamp>, Option<(u32, Timestamp)>);
+
 /// The only thing that crosses to the side that may write to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {

@@ -29,8 +29,8 @@ pub fn run(
         jail: jail.terms.name.clone(),
         rule: jail.rule.clone(),
     };
-    let listeners = config.jails.iter().map(listener).collect();
-    let mut engine = Engine::new(terms, vec![listeners], Allow::new(&config.never));
+    let listeners = config.jails.iter().filter(|jail| !jail.terms.hears_bans).map(listener).collect();
+    let mut engine = Engine::new(terms, vec![listeners], Allow::new(&config.never), 0);
     let mut replay = Replay { result: Replayed { schema: 1, ..Replayed::default() }, peaks: BTreeMap::new() };
     for log in logs {
         let mut archive = Archive::open(log)?;
@@ -60,8 +60,9 @@ impl Replay {
         let mut out = Outcome::default();
         engine.handle_timeout(at, &mut Outcome::default());
         engine.handle_line(0, line, Clock::Written { now, zone }, at.max(Timestamp::default()), &mut out);
-        for change in std::mem::take(&mut out.changes) {
-            engine.handle_taken(&change, &mut out);
+        // A ban may be the last straw in a jail that hears bans.
+        while let Some(change) = out.changes.pop() {
+            engine.handle_taken(&change, at, &mut out);
         }
         for event in out.events {
             match event {

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, Row, params};
 
-use crate::model::{Ban, Bantime, Change, JailName, Target, Timestamp};
+use crate::model::{Ban, Bantime, Change, JailName, Memory, Target, Timestamp};
 
 /// The file in the state folder. It is plain SQLite; times are milliseconds since 1970, UTC.
 pub const FILE: &str = "nftjail.sqlite3";
 
 /// `position`: how far each log was read, as the source wrote it (JSON).
 /// `failure`: the failures of each target that still count, oldest first (JSON list).
+/// `offender`: how often each target was banned, and when last.
 /// `ban`: the bans the kernel holds; `ends` is null where a ban never ends. It serves after a reboot.
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS position (source TEXT PRIMARY KEY, place TEXT NOT NULL) WITHOUT ROWID;
@@ -22,6 +23,9 @@ CREATE TABLE IF NOT EXISTS failure (
     jail TEXT NOT NULL, target TEXT NOT NULL, times TEXT NOT NULL, last INTEGER NOT NULL,
     PRIMARY KEY (jail, target)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS failure_last ON failure (last);
+CREATE TABLE IF NOT EXISTS offender (
+    jail TEXT NOT NULL, target TEXT NOT NULL, bans INTEGER NOT NULL, last INTEGER NOT NULL,
+    PRIMARY KEY (jail, target)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ban (
     jail TEXT NOT NULL, target TEXT NOT NULL, at INTEGER NOT NULL, ends INTEGER,
     PRIMARY KEY (jail, target)) WITHOUT ROWID;
@@ -31,12 +35,14 @@ CREATE TABLE IF NOT EXISTS ban (
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
     pub positions: Vec<(PathBuf, String)>,
-    /// The times of each target that changed; empty where they are forgotten.
-    pub failures: Vec<(JailName, Target, Vec<Timestamp>)>,
+    /// The failures of each target that changed, and how often it was banned; empty where they are forgotten.
+    pub memories: Vec<Memory>,
     /// Changes that the kernel took.
     pub changes: Vec<Change>,
-    /// Failures and bans that ended before are dropped.
+    /// Failures before this count no more.
     pub stale_failures: Timestamp,
+    /// Nor do bans before this make anybody an offender.
+    pub stale_offenders: Timestamp,
     pub now: Timestamp,
 }
 
@@ -44,7 +50,7 @@ pub struct Step {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Saved {
     pub positions: Vec<(PathBuf, String)>,
-    pub failures: Vec<(JailName, Target, Vec<Timestamp>)>,
+    pub memories: Vec<Memory>,
     pub bans: Vec<Ban>,
     /// Set where the file was damaged and put aside under this name.
     pub set_aside: Option<PathBuf>,
@@ -118,10 +124,14 @@ fn read(path: &Path) -> rusqlite::Result<(Connection, Saved)> {
     let positions = rows(&connection, "SELECT source, place FROM position", |row| {
         Ok(Some((PathBuf::from(row.get::<_, String>(0)?), row.get(1)?)))
     })?;
-    let failures = rows(&connection, "SELECT jail, target, times FROM failure", |row| {
-        let times: Option<Vec<i64>> = serde_json::from_str(&row.get::<_, String>(2)?).ok();
+    let both = "SELECT jail, target, times, bans, offender.last FROM failure FULL JOIN offender USING (jail, target)";
+    let memories = rows(&connection, both, |row| {
+        let times: Option<String> = row.get(2)?;
+        let times: Option<Vec<i64>> = times.map_or(Some(Vec::new()), |text| serde_json::from_str(&text).ok());
         let times = times.map(|times| times.into_iter().map(Timestamp::from_millis).collect());
-        Ok(key(row)?.zip(times).map(|((jail, target), times)| (jail, target, times)))
+        let bans: Option<u32> = row.get(3)?;
+        let offender = bans.zip(row.get::<_, Option<i64>>(4)?.map(Timestamp::from_millis));
+        Ok(key(row)?.zip(times).map(|((jail, target), times)| (jail, target, times, offender)))
     })?;
     let bans = rows(&connection, "SELECT jail, target, at, ends FROM ban", |row| {
         let at = Timestamp::from_millis(row.get(2)?);
@@ -133,7 +143,7 @@ fn read(path: &Path) -> rusqlite::Result<(Connection, Saved)> {
         };
         Ok(key(row)?.map(|(jail, target)| Ban { jail, target, at, bantime }))
     })?;
-    Ok((connection, Saved { positions, failures, bans, set_aside: None }))
+    Ok((connection, Saved { positions, memories, bans, set_aside: None }))
 }
 
 /// All rows of a query but those that somebody else wrote as we would not have.
@@ -179,8 +189,16 @@ fn write(connection: &mut Connection, step: &Step) -> rusqlite::Result<()> {
         }
         let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO failure VALUES (?1, ?2, ?3, ?4)")?;
         let mut drop = transaction.prepare_cached("DELETE FROM failure WHERE jail = ?1 AND target = ?2")?;
-        for (jail, target, times) in &step.failures {
+        let mut note =
+            transaction.prepare_cached("INSERT OR REPLACE INTO offender VALUES (?1, ?2, ?3, ?4)")?;
+        let mut pardon =
+            transaction.prepare_cached("DELETE FROM offender WHERE jail = ?1 AND target = ?2")?;
+        for (jail, target, times, offender) in &step.memories {
             let key = (jail.as_str(), target.to_string());
+            match offender {
+                Some((bans, last)) => note.execute(params![key.0, key.1, bans, last.as_millis()])?,
+                None => pardon.execute(params![key.0, key.1])?,
+            };
             let times: Vec<i64> = times.iter().map(|time| time.as_millis()).collect();
             match times.last() {
                 Some(last) => {
@@ -204,6 +222,7 @@ fn write(connection: &mut Connection, step: &Step) -> rusqlite::Result<()> {
             };
         }
         transaction.execute("DELETE FROM failure WHERE last < ?1", [step.stale_failures.as_millis()])?;
+        transaction.execute("DELETE FROM offender WHERE last < ?1", [step.stale_offenders.as_millis()])?;
         transaction.execute("DELETE FROM ban WHERE ends <= ?1", [step.now.as_millis()])?;
     }
     transaction.commit()
@@ -223,7 +242,15 @@ mod tests {
         };
         Step {
             positions: vec![("/var/log/auth.log".into(), "{}".to_owned())],
-            failures: vec![(jail.clone(), "192.0.2.1".parse().unwrap(), vec![Timestamp::from_millis(5)])],
+            memories: vec![
+                (jail.clone(), "192.0.2.1".parse().unwrap(), vec![Timestamp::from_millis(5)], None),
+                (
+                    jail.clone(),
+                    "192.0.2.2".parse().unwrap(),
+                    vec![],
+                    Some((3, Timestamp::from_millis(1_000))),
+                ),
+            ],
             changes: vec![
                 Change::Ban(ban("192.0.2.2", Bantime::Forever)),
                 Change::Ban(ban("2001:db8::/64", Bantime::For(Duration::from_secs(9)))),
@@ -232,6 +259,7 @@ mod tests {
                 Change::Release { jail: jail.clone(), target: "192.0.2.4".parse().unwrap() },
             ],
             stale_failures: Timestamp::from_millis(0),
+            stale_offenders: Timestamp::from_millis(0),
             now: Timestamp::from_millis(2_000),
         }
     }
@@ -244,7 +272,7 @@ mod tests {
         state.close(step());
         let (state, saved) = State::open(dir.path()).unwrap();
         assert_eq!(saved.positions, step().positions);
-        assert_eq!(saved.failures, step().failures);
+        assert_eq!(saved.memories, step().memories);
         let bans: Vec<String> =
             saved.bans.iter().map(|ban| format!("{} {}", ban.target, ban.bantime)).collect();
         assert_eq!(
@@ -252,10 +280,9 @@ mod tests {
             ["192.0.2.2 forever", "2001:db8::/64 9s"],
             "the one that ended and the lifted one are gone"
         );
-        let forget =
-            Step { failures: vec![(step().failures[0].0.clone(), step().failures[0].1, vec![])], ..step() };
-        state.close(forget);
-        assert_eq!(State::open(dir.path()).unwrap().1.failures, []);
+        let forgotten = |(jail, target, ..): Memory| (jail, target, vec![], None);
+        state.close(Step { memories: step().memories.into_iter().map(forgotten).collect(), ..step() });
+        assert_eq!(State::open(dir.path()).unwrap().1.memories, []);
     }
 
     #[test]

@@ -81,6 +81,50 @@ fn jails_that_overlap_cannot_undo_each_other() {
     assert!(scene.connects(OTHER, 22));
 }
 
+/// The story that every fail2ban user knows: the same host comes back after each ban.
+#[test]
+fn who_comes_back_is_banned_longer_and_then_by_recidive_on_every_port() {
+    let mut scene = Scene::new();
+    scene.listen(22);
+    scene.listen(80);
+    let config = "jails:\n  sshd: {logpath: LOG, port: 22, maxretry: 1, bantime: 1s, increment: {factor: 2}}\n  \
+                  recidive: {maxretry: 3}\n";
+    fs::write(scene.path("auth.log"), "").unwrap();
+    let agent = Agent::start(&scene, config);
+    assert!(String::from_utf8_lossy(&ask(&scene, &["status"]).stdout).starts_with("2 jails ok"));
+    for round in 1..=3 {
+        scene.fail(ATTACKER, 1);
+        scene.wait_for("the ban", || scene.holds("sshd_v4", ATTACKER));
+        if round < 3 {
+            assert!(scene.connects(ATTACKER, 80), "the first bans are for the port of their jail");
+            scene.wait_for("its end", || !scene.holds("sshd_v4", ATTACKER));
+            assert!(scene.connects(ATTACKER, 22), "free again after ban {round}");
+        }
+    }
+    scene.wait_for("recidive", || scene.holds("recidive_v4", ATTACKER));
+    let standing = ask_json(&scene, &["bans"]);
+    let lengths: Vec<(&str, i64)> = standing.as_array().unwrap().iter().map(length).collect();
+    assert_eq!(
+        lengths,
+        [("recidive", 7 * 86_400), ("sshd", 4)],
+        "a week; and the third ban is four times the first"
+    );
+    assert!(!scene.connects(ATTACKER, 80), "recidive closes every port");
+    assert!(ask(&scene, &["unban", ATTACKER, "--jail", "sshd"]).status.success());
+    assert!(!scene.connects(ATTACKER, 22), "the old jail cannot undo it");
+
+    assert!(agent.stop().success());
+    let _agent = Agent::start_again(&scene);
+    assert!(scene.holds("recidive_v4", ATTACKER), "nor does a restart");
+}
+
+/// The jail of a ban, and how many seconds it lasts.
+fn length(ban: &serde_json::Value) -> (&str, i64) {
+    let time = |key: &str| ban[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let length = time("ends").as_millisecond() - time("at").as_millisecond();
+    (ban["jail"].as_str().unwrap(), (length + 500) / 1_000)
+}
+
 #[test]
 fn ipv6_is_banned_as_its_64_and_own_addresses_never() {
     let mut scene = Scene::new();

@@ -41,6 +41,11 @@ fn faults_in_the_configuration_are_pointed_at() {
             "jails:\n  sshd:\n    mode: agressive\n",
             ":3:11: unknown mode \"agressive\": did you mean aggressive?",
         ),
+        (
+            "jails:\n  sshd:\n    increment: {factr: 2}\n",
+            ":3:17: unknown key \"factr\": did you mean factor?",
+        ),
+        ("jails:\n  sshd:\n    increment: {factor: 0}\n", ":3:16: a factor of 0 would end every ban"),
         ("jails:\n  Sshd:\n", ":2:3: \"Sshd\" cannot name a jail"),
         ("jails:\n  mysshd:\n    port: 22\n", "needs the key rule"),
     ] {

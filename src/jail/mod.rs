@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod allow;
+pub mod bantime;
 pub mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use crate::model::{Ban, Bantime, Change, Failure, JailName, Target, Timestamp};
 use allow::{Allow, is_unbannable};
+use bantime::{Increment, Offenders};
 use window::Window;
 
 /// The law of one jail.
@@ -18,9 +20,14 @@ pub struct Terms {
     /// How many failures within `findtime` ban; at least 1.
     pub maxretry: u32,
     pub findtime: Duration,
+    /// The length of a first ban.
     pub bantime: Bantime,
+    /// How later ones grow; none where they do not.
+    pub increment: Option<Increment>,
     /// Whom this jail never bans, beside those that no jail bans.
     pub ignoreip: Allow,
+    /// Its failures are the bans of other jails.
+    pub hears_bans: bool,
 }
 
 /// What became of one failure.
@@ -50,9 +57,13 @@ pub struct Jail {
     ends: BTreeSet<(Timestamp, Target)>,
     /// The ends of bans asked for and not answered yet.
     asked: BTreeMap<Target, Option<Timestamp>>,
+    offenders: Offenders,
     failed_total: u64,
     banned_total: u64,
 }
+
+/// An earlier ban is remembered for so long where the jail does not say.
+pub const FORGET: Duration = Duration::from_secs(30 * 86_400);
 
 /// A ban that stands is asked for again only if that moves its end by this much: a flood from one address
 /// then costs one kernel transaction a second at most.
@@ -67,6 +78,7 @@ impl Jail {
             bans: BTreeMap::new(),
             ends: BTreeSet::new(),
             asked: BTreeMap::new(),
+            offenders: Offenders::default(),
             failed_total: 0,
             banned_total: 0,
         }
@@ -84,8 +96,15 @@ impl Jail {
         self.terms = terms;
     }
 
-    /// Counts a failure. `never` are those whom no jail bans and the kernel accepts before any ban.
-    pub fn handle_failure(&mut self, failure: &Failure, never: &Allow) -> Verdict {
+    /// Counts a failure. `never` are those whom no jail bans and the kernel accepts before any ban; `elsewhere` is
+    /// how often other jails banned the address, and `chance` any number.
+    pub fn handle_failure(
+        &mut self,
+        failure: &Failure,
+        never: &Allow,
+        elsewhere: u32,
+        chance: u64,
+    ) -> Verdict {
         let addr = failure.addr.to_canonical();
         let target = Target::of(addr);
         // The kernel lets `never` pass before any ban, so only the address itself counts there; `ignoreip` of one
@@ -98,7 +117,14 @@ impl Jail {
             return Verdict::Counted(count);
         }
         let jail = self.terms.name.clone();
-        let bantime = failure.bantime.unwrap_or(self.terms.bantime);
+        let base = failure.bantime.unwrap_or(self.terms.bantime);
+        let bantime = match &self.terms.increment {
+            Some(increment) => {
+                let earlier = self.offenders.earlier(target, failure.at, increment.forget);
+                increment.bantime(base, earlier.saturating_add(elsewhere), chance)
+            }
+            None => base,
+        };
         self.ask(Ban { jail, target, at: failure.at, bantime })
     }
 
@@ -122,12 +148,16 @@ impl Jail {
         match change {
             Change::Ban(ban) => {
                 let new = self.hold(ban.clone());
-                self.banned_total += u64::from(new);
+                if new {
+                    self.banned_total += 1;
+                    self.offenders.note(ban.target, ban.at, self.forget());
+                }
                 new
             }
             Change::Release { target, .. } => {
                 self.drop_ban(*target);
                 self.window.forget(*target);
+                self.offenders.pardon(*target);
                 false
             }
         }
@@ -167,6 +197,25 @@ impl Jail {
     /// Every ban believed, by target.
     pub fn bans(&self) -> impl ExactSizeIterator<Item = &Ban> {
         self.bans.values()
+    }
+
+    /// How many earlier bans of a target count at `now`.
+    pub fn earlier_bans(&self, target: Target, now: Timestamp) -> u32 {
+        self.offenders.earlier(target, now, self.forget())
+    }
+
+    /// How often a target was banned, and when last: to save it.
+    pub fn offender(&self, target: Target) -> Option<(u32, Timestamp)> {
+        self.offenders.record(target)
+    }
+
+    /// Takes back what was saved.
+    pub fn restore_offender(&mut self, target: Target, count: u32, last: Timestamp) {
+        self.offenders.restore(target, count, last);
+    }
+
+    fn forget(&self) -> Duration {
+        self.terms.increment.as_ref().map_or(FORGET, |increment| increment.forget)
     }
 
     pub fn window(&self) -> &Window {
@@ -212,6 +261,8 @@ mod tests {
             maxretry,
             findtime: Duration::from_secs(600),
             bantime: Bantime::For(Duration::from_secs(60)),
+            increment: None,
+            hears_bans: false,
             ignoreip: Allow::new(&["198.51.100.0/24".parse().unwrap(), "2001:db8:1::7/128".parse().unwrap()]),
         })
     }
@@ -233,8 +284,8 @@ mod tests {
     fn a_ban_is_believed_only_when_it_was_taken() {
         let mut jail = jail(2);
         let never = Allow::default();
-        assert_eq!(jail.handle_failure(&failure("192.0.2.1", 0), &never), Verdict::Counted(1));
-        let Verdict::Ban(ban) = jail.handle_failure(&failure("192.0.2.1", 1), &never) else { panic!() };
+        assert_eq!(jail.handle_failure(&failure("192.0.2.1", 0), &never, 0, 0), Verdict::Counted(1));
+        let Verdict::Ban(ban) = jail.handle_failure(&failure("192.0.2.1", 1), &never, 0, 0) else { panic!() };
         assert_eq!(ban.end(), Some(Timestamp::from_millis(61_000)));
         assert_eq!(jail.bans().len(), 0);
         assert!(jail.handle_taken(&Change::Ban(ban.clone())));
@@ -249,10 +300,10 @@ mod tests {
     fn a_refused_ban_can_be_asked_for_again() {
         let mut jail = jail(1);
         let never = Allow::default();
-        assert!(matches!(jail.handle_failure(&failure("192.0.2.1", 0), &never), Verdict::Ban(_)));
-        assert_eq!(jail.handle_failure(&failure("192.0.2.1", 0), &never), Verdict::Standing);
+        assert!(matches!(jail.handle_failure(&failure("192.0.2.1", 0), &never, 0, 0), Verdict::Ban(_)));
+        assert_eq!(jail.handle_failure(&failure("192.0.2.1", 0), &never, 0, 0), Verdict::Standing);
         jail.handle_refused(target("192.0.2.1"));
-        assert!(matches!(jail.handle_failure(&failure("192.0.2.1", 0), &never), Verdict::Ban(_)));
+        assert!(matches!(jail.handle_failure(&failure("192.0.2.1", 0), &never, 0, 0), Verdict::Ban(_)));
     }
 
     #[test]
@@ -266,15 +317,47 @@ mod tests {
             bantime: Bantime::For(Duration::from_secs(100)),
         };
         jail.restore(long);
-        assert_eq!(jail.handle_failure(&failure("192.0.2.1", 40), &never), Verdict::Standing);
-        assert!(matches!(jail.handle_failure(&failure("192.0.2.1", 41), &never), Verdict::Ban(_)));
+        assert_eq!(jail.handle_failure(&failure("192.0.2.1", 40), &never, 0, 0), Verdict::Standing);
+        assert!(matches!(jail.handle_failure(&failure("192.0.2.1", 41), &never, 0, 0), Verdict::Ban(_)));
     }
 
     #[test]
     fn a_break_in_attempt_bans_for_its_own_time() {
         let attempt = Failure { bantime: Some(Bantime::Forever), ..failure("192.0.2.1", 0) };
-        let Verdict::Ban(ban) = jail(1).handle_failure(&attempt, &Allow::default()) else { panic!() };
+        let Verdict::Ban(ban) = jail(1).handle_failure(&attempt, &Allow::default(), 0, 0) else { panic!() };
         assert_eq!(ban.bantime, Bantime::Forever);
+    }
+
+    #[test]
+    fn an_offender_waits_longer_until_pardoned() {
+        let mut jail = jail(1);
+        let hour = Duration::from_secs(3_600);
+        jail.terms.increment = Some(Increment {
+            growth: bantime::Growth::Factor(2),
+            maxtime: hour,
+            rndtime: Duration::ZERO,
+            overalljails: false,
+            forget: hour,
+            forever_at: None,
+        });
+        let mut lengths = Vec::new();
+        let mut second = 0;
+        for round in 0..4 {
+            let failure = failure("192.0.2.1", second);
+            let Verdict::Ban(ban) = jail.handle_failure(&failure, &Allow::default(), 0, 0) else { panic!() };
+            lengths.push(ban.bantime.to_string());
+            let end = ban.end().unwrap();
+            jail.handle_taken(&Change::Ban(ban));
+            jail.handle_timeout(end);
+            second = end.as_millis() / 1_000 + 1;
+            if round == 2 {
+                let jail_name = jail.terms.name.clone();
+                jail.handle_taken(&Change::Release { jail: jail_name, target: target("192.0.2.1") });
+            }
+        }
+        assert_eq!(lengths, ["1m", "2m", "4m", "1m"]);
+        let elsewhere = jail.handle_failure(&failure("192.0.2.2", 0), &Allow::default(), 3, 0);
+        assert!(matches!(elsewhere, Verdict::Ban(ban) if ban.bantime.to_string() == "8m"));
     }
 
     #[test]
@@ -282,29 +365,29 @@ mod tests {
         let mut jail = jail(1);
         let own = Allow::new(&["2001:db8::7/128".parse().unwrap()]);
         for addr in ["198.51.100.9", "127.0.0.1", "::ffff:127.0.0.1", "2001:db8::7", "2001:db8:1::99"] {
-            assert_eq!(jail.handle_failure(&failure(addr, 0), &own), Verdict::Ignored, "{addr}");
+            assert_eq!(jail.handle_failure(&failure(addr, 0), &own, 0, 0), Verdict::Ignored, "{addr}");
         }
         assert_eq!(jail.failed_total(), 0);
-        assert!(matches!(jail.handle_failure(&failure("2001:db8::99", 0), &own), Verdict::Ban(_)));
+        assert!(matches!(jail.handle_failure(&failure("2001:db8::99", 0), &own, 0, 0), Verdict::Ban(_)));
     }
 
     #[test]
     fn one_64_is_one_target() {
         let mut jail = jail(3);
         let never = Allow::default();
-        assert_eq!(jail.handle_failure(&failure("2001:db8::1", 0), &never), Verdict::Counted(1));
-        assert_eq!(jail.handle_failure(&failure("2001:db8::2", 0), &never), Verdict::Counted(2));
-        assert_eq!(jail.handle_failure(&failure("2001:db8:0:1::2", 0), &never), Verdict::Counted(1));
-        assert!(matches!(jail.handle_failure(&failure("2001:db8::3", 0), &never), Verdict::Ban(_)));
+        assert_eq!(jail.handle_failure(&failure("2001:db8::1", 0), &never, 0, 0), Verdict::Counted(1));
+        assert_eq!(jail.handle_failure(&failure("2001:db8::2", 0), &never, 0, 0), Verdict::Counted(2));
+        assert_eq!(jail.handle_failure(&failure("2001:db8:0:1::2", 0), &never, 0, 0), Verdict::Counted(1));
+        assert!(matches!(jail.handle_failure(&failure("2001:db8::3", 0), &never, 0, 0), Verdict::Ban(_)));
     }
 
     #[test]
     fn a_release_forgets_the_failures_too() {
         let mut jail = jail(2);
         let never = Allow::default();
-        let _ = jail.handle_failure(&failure("192.0.2.1", 0), &never);
+        let _ = jail.handle_failure(&failure("192.0.2.1", 0), &never, 0, 0);
         let release = Change::Release { jail: "sshd".parse().unwrap(), target: target("192.0.2.1") };
         assert!(!jail.handle_taken(&release));
-        assert_eq!(jail.handle_failure(&failure("192.0.2.1", 1), &never), Verdict::Counted(1));
+        assert_eq!(jail.handle_failure(&failure("192.0.2.1", 1), &never, 0, 0), Verdict::Counted(1));
     }
 }

@@ -43,13 +43,14 @@ pub fn status(status: &Status) -> String {
     text + &columns(&rows)
 }
 
-/// One line: how many jails are well, and what the others wait for. A jail is well when one of its logs is read.
+/// One line: how many jails are well, and what the others wait for. A jail is well when one of its
+/// logs is read, or it has none because it hears the bans of others.
 pub fn truth(status: &Status) -> String {
     let is_read = |name: &String| {
         status.sources.iter().any(|source| source.name == *name && source.state == "following")
     };
     let (ok, deaf): (Vec<&JailStatus>, Vec<&JailStatus>) =
-        status.jails.iter().partition(|jail| jail.sources.iter().any(is_read));
+        status.jails.iter().partition(|jail| jail.sources.is_empty() || jail.sources.iter().any(is_read));
     let mut text = format!("{} {} ok", ok.len(), if ok.len() == 1 { "jail" } else { "jails" });
     if !deaf.is_empty() {
         text += &format!(", {} waiting", deaf.len());

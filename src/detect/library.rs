@@ -87,11 +87,14 @@ impl Library {
         Ok(file)
     }
 
-    /// Compiles the rule `name` for `mode`; without one, for its base patterns. An own rule is also proven
-    /// to leave an attacker no choice of the address; the shipped ones are by this project's tests.
+    /// Compiles the rule `name` for `mode`; without one, for its base patterns. An own rule is also proven, and
+    /// its samples run: one that shows none is not used. The shipped ones are proven by this project's tests.
     pub fn compile(&self, name: &str, mode: Option<&str>) -> Result<Rule, BadRule> {
         let source = self.source(name)?;
-        compile::compile(&source.file, &self.file(name)?, mode, !source.shipped)
+        if !source.shipped {
+            self.check_rule(name)?;
+        }
+        compile::compile(&source.file, &self.file(name)?, mode, false)
     }
 
     /// Compiles and proves every rule in every mode, and runs its samples; all that is wrong with them.
@@ -132,6 +135,14 @@ mod tests {
         assert_eq!(library.names().count(), names);
         assert_eq!(library.compile("sshd", None).unwrap().about(), "own");
         assert_eq!(library.check_rule("sshd"), Ok(()));
+    }
+
+    #[test]
+    fn an_own_rule_that_proves_nothing_is_not_used() {
+        let mut library = Library::default();
+        library.add("sshd.yaml", &format!("{}samples: []\n", RULE.split("samples:").next().unwrap()));
+        let said = library.compile("sshd", None).unwrap_err().to_string();
+        assert!(said.contains("no sample counts") && said.contains("no sample is hostile"), "{said}");
     }
 
     #[test]

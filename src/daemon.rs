@@ -17,7 +17,7 @@ use crate::bell::Bell;
 use crate::config::Config;
 use crate::control::{self, Asked, Failed, Response, failed};
 use crate::detect::{self, Clock};
-use crate::enforcer::{Done, Enforcer};
+use crate::enforcer::{Done, Enforcer, Restore};
 use crate::engine::{Engine, Listener, Outcome};
 use crate::host::{self, AddressWatch, Services, plain};
 use crate::jail::allow::Allow;
@@ -120,7 +120,8 @@ impl Daemon {
         let (enforcer, done, thread) = Enforcer::spawn(Box::new(kernel), host::now);
         let own = host::own_addresses().map_err(|error| Stopped::Failed(plain(&error)))?;
         let (state, saved, troubles) = open_state(&places.state);
-        let standing = enforcer.install(config.layout(&own), saved.bans.clone()).await.map_err(refused)?;
+        let standing =
+            enforcer.install(config.layout(&own), Restore::AfterReboot(saved.bans)).await.map_err(refused)?;
 
         let (paths, listeners) = listeners(&config);
         let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
@@ -159,7 +160,7 @@ impl Daemon {
 
     async fn run(mut self, mut wakers: Wakers) {
         loop {
-            let more = self.pending < PENDING_MAX && self.read_logs();
+            let more = self.may_read() && self.read_logs();
             let wake_at = self.wake_at();
             tokio::select! {
                 biased;
@@ -185,6 +186,16 @@ impl Daemon {
         let standing: usize = self.engine.jails().iter().map(|jail| jail.bans().len()).sum();
         tracing::info!("stopping; {standing} bans stay in the kernel");
         self.stop(wakers).await;
+    }
+
+    /// Not while too much is on its way to the kernel, nor while a save waits for that: a saved position must never
+    /// be ahead of the kernel, or a crash would lose the bans between them.
+    fn may_read(&self) -> bool {
+        self.pending < PENDING_MAX && (self.pending == 0 || !self.save_is_due())
+    }
+
+    fn save_is_due(&self) -> bool {
+        self.save_at.is_some_and(|at| at <= Instant::now())
     }
 
     /// Reads what is new in the logs, and asks the kernel for what follows. True where more waits.
@@ -246,7 +257,7 @@ impl Daemon {
     async fn heal(&mut self, done: Done) {
         tracing::error!("somebody removed our table or a part of it: putting it back");
         let believed = self.engine.jails().iter().flat_map(Jail::bans).cloned().collect();
-        let healed = self.enforcer.install(self.config.layout(&self.own), believed).await;
+        let healed = self.enforcer.install(self.config.layout(&self.own), Restore::Missing(believed)).await;
         let changes: Vec<Change> = done.refused.into_iter().map(|(change, _)| change).collect();
         match healed {
             Ok(_) => {
@@ -274,7 +285,7 @@ impl Daemon {
         self.engine.handle_timeout(now, &mut out);
         self.follow(out);
         self.sources.poll(now);
-        if self.save_at.is_some_and(|at| at <= Instant::now()) {
+        if self.pending == 0 && self.save_is_due() {
             self.save();
         }
     }
@@ -283,7 +294,8 @@ impl Daemon {
     fn wake_at(&mut self) -> Option<Instant> {
         let now = host::now();
         let due = [self.engine.poll_timeout(), self.sources.poll_timeout(now)].into_iter().flatten().min();
-        due.map(|due| Instant::now() + due.since(now)).into_iter().chain(self.save_at).min()
+        let save_at = self.save_at.filter(|_| self.pending == 0);
+        due.map(|due| Instant::now() + due.since(now)).into_iter().chain(save_at).min()
     }
 
     fn schedule_save(&mut self) {
@@ -311,10 +323,11 @@ impl Daemon {
             Ok(config) => config,
             Err(faults) => return failed(Failed::BadConfiguration, faults_text(&faults)),
         };
-        let standing = match self.enforcer.install(config.layout(&self.own), Vec::new()).await {
-            Ok(standing) => standing,
-            Err(refusal) => return failed(Failed::Refused, refusal.to_string()),
-        };
+        let standing =
+            match self.enforcer.install(config.layout(&self.own), Restore::Missing(Vec::new())).await {
+                Ok(standing) => standing,
+                Err(refusal) => return failed(Failed::Refused, refusal.to_string()),
+            };
         let (paths, listeners) = listeners(&config);
         let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
         self.engine.amend(terms, listeners);
@@ -339,7 +352,9 @@ impl Daemon {
             return;
         }
         self.own = own;
-        if let Err(refusal) = self.enforcer.install(self.config.layout(&self.own), Vec::new()).await {
+        if let Err(refusal) =
+            self.enforcer.install(self.config.layout(&self.own), Restore::Missing(Vec::new())).await
+        {
             tracing::error!("the host's new addresses are not protected in the kernel: {refusal}");
         }
         let out = self.engine.handle_never(never(&self.config, &self.own));

@@ -1,12 +1,12 @@
 //! Owns the firewall on a thread of its own: one transaction a turn, refusals by name, nothing believed unasked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::model::{Ban, Bantime, Change, Dropped, JailName, Layout, Timestamp};
+use crate::model::{Ban, Bantime, Change, Dropped, JailName, Layout, Target, Timestamp};
 use crate::nft::plan;
 use crate::nft::table::Standing;
 use crate::nft::{Firewall, Refusal};
@@ -14,8 +14,17 @@ use crate::nft::{Firewall, Refusal};
 /// Work for the enforcer; it is done in order.
 enum Job {
     Apply { ticket: u64, changes: Vec<Change> },
-    Install { layout: Layout, restore: Vec<Ban>, reply: oneshot::Sender<Result<Vec<Ban>, Refusal>> },
+    Install { layout: Layout, restore: Restore, reply: oneshot::Sender<Result<Vec<Ban>, Refusal>> },
     Dropped { reply: oneshot::Sender<Result<BTreeMap<JailName, Dropped>, Refusal>> },
+}
+
+/// Bans to put in with a layout.
+#[derive(Clone, Debug)]
+pub enum Restore {
+    /// These, where the kernel holds no table of ours: the machine was restarted.
+    AfterReboot(Vec<Ban>),
+    /// Those of these that are not in the kernel: somebody took them away.
+    Missing(Vec<Ban>),
 }
 
 /// What became of the changes of one ticket.
@@ -55,9 +64,8 @@ impl Enforcer {
         self.send(Job::Apply { ticket, changes });
     }
 
-    /// Makes the kernel hold `layout`, and returns the bans that stand in it: those it held, and `restore`
-    /// where it held nothing of ours.
-    pub async fn install(&self, layout: Layout, restore: Vec<Ban>) -> Result<Vec<Ban>, Refusal> {
+    /// Makes the kernel hold `layout`, and returns the bans that stand in it: those it held, and the restored.
+    pub async fn install(&self, layout: Layout, restore: Restore) -> Result<Vec<Ban>, Refusal> {
         let (reply, answer) = oneshot::channel();
         self.send(Job::Install { layout, restore, reply });
         answer.await.expect("the enforcer answers before it ends")
@@ -167,17 +175,20 @@ impl Worker {
         }
     }
 
-    fn install(&mut self, layout: &Layout, restore: &[Ban]) -> Result<Vec<Ban>, Refusal> {
+    fn install(&mut self, layout: &Layout, restore: &Restore) -> Result<Vec<Ban>, Refusal> {
         let now = (self.now)();
         let found = self.firewall.table(true)?;
         let wanted = |jail: &JailName| layout.cells.iter().any(|cell| cell.jail == *jail);
-        let (kept, added) = match &found {
-            Some(table) => (table.standing().filter(|ban| wanted(&ban.jail)).collect(), Vec::new()),
-            None => (
-                Vec::new(),
-                restore.iter().filter(|ban| wanted(&ban.jail)).filter_map(|ban| left(ban, now)).collect(),
-            ),
+        let held = found.iter().flat_map(|table| table.standing());
+        let kept: Vec<Standing> = held.filter(|ban| wanted(&ban.jail)).collect();
+        let known: BTreeSet<(&JailName, Target)> = kept.iter().map(|ban| (&ban.jail, ban.target)).collect();
+        let missing = match restore {
+            Restore::AfterReboot(_) if found.is_some() => &[][..],
+            Restore::AfterReboot(bans) | Restore::Missing(bans) => bans,
         };
+        let missing =
+            missing.iter().filter(|ban| wanted(&ban.jail) && !known.contains(&(&ban.jail, ban.target)));
+        let added: Vec<Standing> = missing.filter_map(|ban| left(ban, now)).collect();
         self.firewall.commit(&plan::install(layout, found.as_ref(), &added))?;
         Ok(kept.iter().chain(&added).map(|standing| ban(standing, now)).collect())
     }
@@ -236,7 +247,7 @@ mod tests {
     fn worker(capacity: u32) -> (Worker, mpsc::UnboundedReceiver<Done>) {
         let (done, answers) = mpsc::unbounded_channel();
         let mut worker = Worker { firewall: Box::new(Memory::default()), now, done };
-        worker.install(&layout(capacity), &[]).unwrap();
+        worker.install(&layout(capacity), &Restore::Missing(Vec::new())).unwrap();
         (worker, answers)
     }
 
@@ -281,7 +292,15 @@ mod tests {
             Change::Release { .. } => None,
         });
         let bans: Vec<Ban> = bans.collect();
-        assert_eq!(worker.install(&layout(3), &bans).unwrap(), bans, "it is put back with the bans");
-        assert_eq!(worker.install(&layout(3), &[]).unwrap(), bans, "which are found standing later");
+        let half = Restore::AfterReboot(bans[..1].to_vec());
+        assert_eq!(worker.install(&layout(3), &half).unwrap(), bans[..1], "it is put back with the bans");
+        let all = Restore::AfterReboot(bans.clone());
+        assert_eq!(
+            worker.install(&layout(3), &all).unwrap(),
+            bans[..1],
+            "what stands is what the kernel holds"
+        );
+        let all = Restore::Missing(bans.clone());
+        assert_eq!(worker.install(&layout(3), &all).unwrap(), bans, "what somebody took away comes back");
     }
 }

@@ -288,4 +288,17 @@ fn a_table_that_was_removed_is_put_back_at_the_next_ban() {
     scene.wait_for("the table", || scene.nft(&["list", "table", "inet", "nftjail"]).status.success());
     scene.wait_for("both bans", || scene.holds("sshd_v4", OTHER) && scene.holds("sshd_v4", ATTACKER));
     assert!(!scene.connects(ATTACKER, 22) && !scene.connects(OTHER, 22));
+
+    for command in [
+        &["flush", "chain", "inet", "nftjail", "jail_sshd"][..],
+        &["delete", "set", "inet", "nftjail", "sshd_v4"],
+    ] {
+        assert!(scene.nft(command).status.success());
+    }
+    scene.fail("203.0.113.68", 3);
+    scene.wait_for("all bans in the set that was deleted", || {
+        scene.nft(&["list", "set", "inet", "nftjail", "sshd_v4"]).status.success()
+            && [ATTACKER, OTHER, "203.0.113.68"].iter().all(|address| scene.holds("sshd_v4", address))
+    });
+    assert!(!scene.connects(ATTACKER, 22));
 }

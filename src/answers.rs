@@ -1,15 +1,19 @@
 //! What the daemon answers when it is asked.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use tokio::sync::oneshot;
 
 use crate::config::JailConfig;
-use crate::control::{Asked, Failed, Request, Response, failed};
+use crate::control::{Asked, Failed, Request, Response, Whom, failed};
 use crate::daemon::{Daemon, Waiting};
 use crate::engine::Outcome;
 use crate::host;
 use crate::jail::Jail;
 use crate::model::{Ban, Bantime, Change, JailName, Span, Target};
 use crate::status::{BanStatus, JailStatus, Status};
+use crate::tell::message;
 use crate::yaml;
 
 impl Daemon {
@@ -18,14 +22,16 @@ impl Daemon {
         let response = match request {
             Request::Status { jail } => return self.answer_status(jail, answer),
             Request::Bans { jail } => self.bans(jail.as_ref()),
-            Request::Ban { jail, target, bantime } => match self.ban(&jail, target, bantime) {
+            Request::Ban { jail, targets, bantime } => match self.ban(&jail, &targets, bantime) {
                 Ok((changes, done)) => return self.ask_kernel(changes, done, answer),
                 Err(response) => *response,
             },
-            Request::Unban { target, jail } => match self.unban(target, jail.as_ref()) {
+            Request::Unban { whom, jail } => match self.unban(&whom, jail.as_ref()) {
                 Ok((changes, done)) => return self.ask_kernel(changes, done, answer),
                 Err(response) => *response,
             },
+            Request::Attempt { jail, addr } => self.attempt(&jail, addr),
+            Request::Pause { jail, paused } => self.pause(&jail, paused),
             Request::Reload => self.reload().await,
         };
         // A client that hung up does not want to know.
@@ -67,7 +73,10 @@ impl Daemon {
             .iter()
             .zip(&self.config.jails)
             .filter(|(jail, _)| wanted(&jail.terms().name))
-            .map(|(jail, config)| jail_status(jail, config))
+            .map(|(jail, config)| {
+                let paused = self.engine.is_paused(&jail.terms().name);
+                JailStatus { paused, ..jail_status(jail, config) }
+            })
             .collect();
         let listened = |name: &String| jails.iter().any(|jail| jail.sources.contains(name));
         Status {
@@ -107,38 +116,76 @@ impl Daemon {
     fn ban(
         &self,
         name: &JailName,
-        target: Target,
+        targets: &[Target],
         bantime: Option<Bantime>,
     ) -> Result<(Vec<Change>, String), Box<Response>> {
         let jail = self.engine.jail(name).ok_or_else(|| Box::new(self.no_such_jail(name)))?;
         let bantime = bantime.unwrap_or(jail.terms().bantime);
-        if let Some(why) = self.engine.spares(name, target) {
-            let message = format!("{target} is never banned: {why}");
+        let spared = |target: &Target| self.engine.spares(name, *target).map(|why| (*target, why));
+        if let Some((target, why)) = targets.iter().find_map(spared) {
+            let message = format!("{target} is never banned: {why}; nobody was banned");
             return Err(Box::new(failed(Failed::Refused, message)));
         }
-        let ban = Ban { jail: name.clone(), target, at: host::now(), bantime };
-        Ok((vec![Change::Ban(ban)], format!("{target} is banned in {name} for {bantime}")))
+        let now = host::now();
+        let ban =
+            |target: &Target| Change::Ban(Ban { jail: name.clone(), target: *target, at: now, bantime });
+        let whom = match targets {
+            [only] => format!("{only} is"),
+            many => format!("{} addresses are", many.len()),
+        };
+        Ok((targets.iter().map(ban).collect(), format!("{whom} banned in {name} for {bantime}")))
     }
 
-    fn unban(&self, target: Target, only: Option<&JailName>) -> Result<(Vec<Change>, String), Box<Response>> {
+    fn unban(&self, whom: &Whom, only: Option<&JailName>) -> Result<(Vec<Change>, String), Box<Response>> {
         if let Some(name) = only
             && self.engine.jail(name).is_none()
         {
             return Err(Box::new(self.no_such_jail(name)));
         }
-        let held =
-            self.engine.jails().iter().filter(|jail| {
-                only.is_none_or(|only| jail.terms().name == *only) && jail.ban(target).is_some()
-            });
-        let jails: Vec<JailName> = held.map(|jail| jail.terms().name.clone()).collect();
-        if jails.is_empty() {
+        let asked = |jail: &&Jail| only.is_none_or(|only| jail.terms().name == *only);
+        let held = self.engine.jails().iter().filter(asked).flat_map(Jail::bans);
+        let lifted: Vec<&Ban> = held.filter(|ban| whom.covers(ban.target)).collect();
+        if lifted.is_empty() {
             let place = only.map_or_else(|| "any jail".to_owned(), |name| format!("the jail {name}"));
-            let message = format!("{target} is not banned in {place}");
+            let message = match whom {
+                Whom::Target(target) => format!("{target} is not banned in {place}"),
+                Whom::Net(net) => format!("nobody of {net} is banned in {place}"),
+                Whom::Everybody => format!("nobody is banned in {place}"),
+            };
             return Err(Box::new(failed(Failed::NotFound, message)));
         }
-        let names: Vec<&str> = jails.iter().map(JailName::as_str).collect();
-        let done = format!("{target} is free again (was banned in {})", names.join(", "));
-        Ok((jails.into_iter().map(|jail| Change::Release { jail, target }).collect(), done))
+        let names: BTreeSet<&str> = lifted.iter().map(|ban| ban.jail.as_str()).collect();
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        let done = match whom {
+            Whom::Target(target) => format!("{target} is free again (was banned in {names})"),
+            _ => format!("{} bans were lifted ({names})", lifted.len()),
+        };
+        let release = |ban: &Ban| Change::Release { jail: ban.jail.clone(), target: ban.target };
+        Ok((lifted.into_iter().map(release).collect(), done))
+    }
+
+    fn attempt(&mut self, name: &JailName, addr: IpAddr) -> Response {
+        if self.engine.jail(name).is_none() {
+            return self.no_such_jail(name);
+        }
+        let mut out = Outcome::default();
+        self.engine.handle_attempt(name, addr, host::now(), &mut out);
+        let told: Vec<String> = out.events.iter().map(message::text).collect();
+        self.follow(out);
+        Response::Done(told.join("\n"))
+    }
+
+    fn pause(&mut self, name: &JailName, paused: bool) -> Response {
+        if self.engine.jail(name).is_none() {
+            return self.no_such_jail(name);
+        }
+        self.engine.handle_pause(name, paused);
+        let done = format!(
+            "{name} {}",
+            if paused { "is paused: it counts nothing, its bans stay" } else { "listens again" }
+        );
+        tracing::info!("{done}");
+        Response::Done(done)
     }
 }
 
@@ -149,6 +196,7 @@ fn jail_status(jail: &Jail, config: &JailConfig) -> JailStatus {
         rule: config.rule.name().to_owned(),
         mode: config.mode.clone(),
         ports: config.ports.to_string(),
+        paused: false,
         maxretry: terms.maxretry,
         findtime: Span(terms.findtime).to_string(),
         bantime: terms.bantime.to_string(),

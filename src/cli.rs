@@ -1,7 +1,8 @@
 //! The verbs and their printing; the only file that knows exit codes.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,7 +11,7 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use crate::config::{self, Config};
-use crate::control::{self, Failed, Request, Response, Unanswered};
+use crate::control::{self, Failed, Request, Response, Unanswered, Whom};
 use crate::daemon;
 use crate::host::{self, Services};
 use crate::matching;
@@ -61,23 +62,39 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Ban an address by hand
+    /// Ban addresses by hand
     Ban {
         jail: JailName,
-        #[arg(value_name = "ADDR")]
-        target: Target,
+        #[arg(value_name = "ADDR", required_unless_present = "stdin")]
+        targets: Vec<Target>,
         /// For how long: 10m, 1h30m, 1w, forever; the jail's own bantime where left out
         #[arg(long = "for", value_name = "BANTIME")]
         bantime: Option<Bantime>,
+        /// Read addresses from standard input, one in each line
+        #[arg(long)]
+        stdin: bool,
     },
-    /// Lift the bans of an address
+    /// Lift bans: of an address, of a network, or all
     Unban {
-        #[arg(value_name = "ADDR")]
-        target: Target,
+        #[arg(value_name = "ADDR_OR_NET", required_unless_present = "all", conflicts_with = "all")]
+        whom: Option<Whom>,
+        /// Everybody's
+        #[arg(long)]
+        all: bool,
         /// In this jail only
         #[arg(long)]
         jail: Option<JailName>,
     },
+    /// Count one failure of an address, as if a log had shown it
+    Attempt {
+        jail: JailName,
+        #[arg(value_name = "ADDR")]
+        addr: IpAddr,
+    },
+    /// Let a jail count nothing for now; its bans stay
+    Pause { jail: JailName },
+    /// Let a paused jail listen again
+    Resume { jail: JailName },
     /// Read the configuration again; bans and counts stay
     Reload,
     /// Show which lines of a log a rule counts, exactly as the agent would
@@ -222,8 +239,13 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
             let Response::Bans(bans) = answer else { return Err(astray()) };
             if json { print_json(&bans) } else { print(&screen::bans(&bans, host::now())) }
         }
-        Verb::Ban { jail, target, bantime } => told(&socket, &Request::Ban { jail, target, bantime }),
-        Verb::Unban { target, jail } => told(&socket, &Request::Unban { target, jail }),
+        Verb::Ban { jail, targets, bantime, stdin } => ban(&socket, &jail, targets, bantime, stdin),
+        Verb::Unban { whom, jail, .. } => {
+            told(&socket, &Request::Unban { whom: whom.unwrap_or(Whom::Everybody), jail })
+        }
+        Verb::Attempt { jail, addr } => told(&socket, &Request::Attempt { jail, addr }),
+        Verb::Pause { jail } => told(&socket, &Request::Pause { jail, paused: true }),
+        Verb::Resume { jail } => told(&socket, &Request::Pause { jail, paused: false }),
         Verb::Reload => told(&socket, &Request::Reload),
         Verb::Match { rule, mode, rules, json, missed, explain, file } => {
             let rules = rules.unwrap_or_else(|| config::rules_dir(config.as_deref()));
@@ -254,6 +276,33 @@ fn ask(socket: &Path, request: &Request) -> Result<Response, Trouble> {
         }),
         answer => Ok(answer),
     }
+}
+
+/// So many addresses go into one request, which may not be larger than 64 KiB.
+const BANS_AT_ONCE: usize = 1_000;
+
+fn ban(
+    socket: &Path,
+    jail: &JailName,
+    mut targets: Vec<Target>,
+    bantime: Option<Bantime>,
+    stdin: bool,
+) -> Result<ExitCode, Trouble> {
+    if stdin {
+        for (number, line) in io::stdin().lock().lines().enumerate() {
+            let line = line?;
+            if !line.trim().is_empty() {
+                let target = line.trim().parse().map_err(|why| {
+                    Trouble::Failed(format!("line {}: {why}; nobody was banned", number + 1))
+                })?;
+                targets.push(target);
+            }
+        }
+    }
+    for some in targets.chunks(BANS_AT_ONCE) {
+        told(socket, &Request::Ban { jail: jail.clone(), targets: some.to_vec(), bantime })?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn astray() -> Trouble {

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as Client;
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,15 +36,57 @@ pub enum Request {
     /// Without a `bantime`, for the jail's own.
     Ban {
         jail: JailName,
-        target: Target,
+        targets: Vec<Target>,
         bantime: Option<Bantime>,
     },
     /// Without a jail, from every jail.
     Unban {
-        target: Target,
+        whom: Whom,
         jail: Option<JailName>,
     },
+    /// One failure of an address, as if a log had shown it.
+    Attempt {
+        jail: JailName,
+        addr: IpAddr,
+    },
+    /// Whether a jail stops listening for now; its bans stay.
+    Pause {
+        jail: JailName,
+        paused: bool,
+    },
     Reload,
+}
+
+/// Whose bans are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Whom {
+    Target(Target),
+    /// Everybody in a network.
+    Net(IpNet),
+    Everybody,
+}
+
+impl Whom {
+    pub fn covers(&self, target: Target) -> bool {
+        match self {
+            Whom::Target(only) => *only == target,
+            Whom::Net(net) => net.contains(&target.net()),
+            Whom::Everybody => true,
+        }
+    }
+}
+
+impl FromStr for Whom {
+    type Err = String;
+
+    /// An address, or a network; `everybody` has a word of its own on the command line.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<Target>() {
+            Ok(target) => Ok(Whom::Target(target)),
+            Err(why) => text.parse::<IpNet>().map(|net| Whom::Net(net.trunc())).map_err(|_| why),
+        }
+    }
 }
 
 impl Request {
@@ -237,6 +282,16 @@ mod tests {
             .await
             .unwrap();
         });
+    }
+
+    #[test]
+    fn whom_an_unban_means() {
+        let covers = |whom: &str, target: &str| whom.parse::<Whom>().unwrap().covers(target.parse().unwrap());
+        assert!(covers("192.0.2.1", "192.0.2.1") && !covers("192.0.2.1", "192.0.2.2"));
+        assert!(covers("192.0.2.0/24", "192.0.2.2") && !covers("192.0.2.0/24", "192.0.3.2"));
+        assert!(covers("2001:db8::/32", "2001:db8:1::/64") && !covers("2001:db8::/32", "192.0.2.1"));
+        assert!(covers("2001:db8::7", "2001:db8::/64"));
+        assert!("soon".parse::<Whom>().unwrap_err().contains("not an IP address"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
@@ -30,6 +31,7 @@ pub struct Engine {
     never: Allow,
     /// Whose failures or bans changed since they were last saved.
     unsaved: BTreeSet<(JailName, Target)>,
+    paused: BTreeSet<JailName>,
     /// A number that nobody outside knows, for what is left to chance.
     secret: u64,
 }
@@ -44,7 +46,14 @@ impl Engine {
     /// `sources` are numbered by their order; each names jails of `terms`. `secret` is any number.
     pub fn new(terms: Vec<Terms>, sources: Vec<Vec<Listener>>, never: Allow, secret: u64) -> Self {
         let jails = terms.into_iter().map(Jail::new).collect();
-        let mut engine = Engine { jails, sources: Vec::new(), never, unsaved: BTreeSet::new(), secret };
+        let mut engine = Engine {
+            jails,
+            sources: Vec::new(),
+            never,
+            unsaved: BTreeSet::new(),
+            paused: BTreeSet::new(),
+            secret,
+        };
         engine.listen(sources);
         engine
     }
@@ -109,8 +118,31 @@ impl Engine {
             failures.push((jails[rule], Failure { addr, at: at.min(now), weight, bantime }));
         });
         for (jail, failure) in failures {
-            self.judge(jail, &failure, now, out);
+            if !self.is_paused(&self.jails[jail].terms().name) {
+                self.judge(jail, &failure, now, out);
+            }
         }
+    }
+
+    /// Counts a failure that no log showed, as if one had.
+    pub fn handle_attempt(&mut self, jail: &JailName, addr: IpAddr, now: Timestamp, out: &mut Outcome) {
+        let failure = Failure { addr: addr.to_canonical(), at: now, weight: 1, bantime: None };
+        if let Some(index) = self.jails.iter().position(|held| held.terms().name == *jail) {
+            self.judge(index, &failure, now, out);
+        }
+    }
+
+    /// A paused jail counts nothing that a log shows or another jail bans; its bans stay.
+    pub fn handle_pause(&mut self, jail: &JailName, paused: bool) {
+        if paused {
+            self.paused.insert(jail.clone());
+        } else {
+            self.paused.remove(jail);
+        }
+    }
+
+    pub fn is_paused(&self, jail: &JailName) -> bool {
+        self.paused.contains(jail)
     }
 
     /// The kernel took a change. A new ban is a failure in the jails that hear bans, but for those of their kind.
@@ -130,7 +162,8 @@ impl Engine {
             let failure =
                 Failure { addr: ban.target.network(), at: ban.at.min(now), weight: 1, bantime: None };
             for listener in 0..self.jails.len() {
-                if self.jails[listener].terms().hears_bans {
+                let terms = self.jails[listener].terms();
+                if terms.hears_bans && !self.is_paused(&terms.name) {
                     self.judge(listener, &failure, now, out);
                 }
             }
@@ -255,8 +288,8 @@ impl Engine {
 /// A number that looks random to whoever does not know the secret (SplitMix64's finaliser over all three).
 fn chance(secret: u64, target: Target, at: Timestamp) -> u64 {
     let bits = match target.network() {
-        std::net::IpAddr::V4(v4) => u64::from(v4.to_bits()),
-        std::net::IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
+        IpAddr::V4(v4) => u64::from(v4.to_bits()),
+        IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
     };
     let mut mixed = secret;
     for part in [bits, at.as_millis() as u64] {

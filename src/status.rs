@@ -28,6 +28,8 @@ pub struct JailStatus {
     pub rule: String,
     pub mode: String,
     pub ports: String,
+    /// It counts nothing for now, by hand.
+    pub paused: bool,
     pub maxretry: u32,
     pub findtime: String,
     pub bantime: String,

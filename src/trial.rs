@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::config::Config;
-use crate::control::{self, Request, Response};
+use crate::control::{self, Request, Response, Whom};
 use crate::detect;
 use crate::host::{self, Services, plain};
 use crate::lab::Lab;
@@ -98,7 +98,11 @@ impl Trial {
     fn ban_somebody(&self) -> Result<IpAddr, String> {
         let somebody = IpAddr::from(Ipv4Addr::new(203, 0, 113, 66));
         println!("  Nobody is, at the end of this log: {somebody} is banned by hand to show the rest.");
-        self.ask(&Request::Ban { jail: self.jail.clone(), target: Target::of(somebody), bantime: None })?;
+        self.ask(&Request::Ban {
+            jail: self.jail.clone(),
+            targets: vec![Target::of(somebody)],
+            bantime: None,
+        })?;
         Ok(somebody)
     }
 }
@@ -189,7 +193,9 @@ impl Trial {
         println!("  The kernel's counter: {} packets, {} bytes dropped.", dropped.packets, dropped.bytes);
 
         say(&format!("nftjail unban {}", Target::of(guilty)));
-        if let Response::Done(text) = self.ask(&Request::Unban { target: Target::of(guilty), jail: None })? {
+        if let Response::Done(text) =
+            self.ask(&Request::Unban { whom: Whom::Target(Target::of(guilty)), jail: None })?
+        {
             println!("  {text}");
         }
         self.show_knock(lab, "unbanned", guilty)

@@ -37,8 +37,8 @@ fn the_commands_of_the_readme_work_as_written() {
             }
             // The scene's agent was started by it.
             ["nftjail", "run"] => continue,
-            ["nftjail", "match", "--rule", rule, _] => {
-                nftjail(&scene, &["match", "--rule", rule]).arg(scene.path("auth.log")).output()
+            ["nftjail", arguments @ .., "/var/log/auth.log"] => {
+                nftjail(&scene, arguments).arg(scene.path("auth.log")).output()
             }
             ["nftjail", arguments @ ..] => Ok(ask(&scene, arguments)),
             other => panic!("the README shows {other:?}, which no test runs"),

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use crate::scene::{Agent, Scene, ask, ask_json, failure};
+use crate::scene::{Agent, Scene, ask, ask_json, failure, nftjail};
 
 const SSHD: &str = "jails:\n  sshd:\n    logpath: LOG\n    port: 22\n    maxretry: 3\n    bantime: 6s\n";
 const ATTACKER: &str = "203.0.113.66";
@@ -255,6 +255,33 @@ fn a_reload_applies_and_loses_nothing() {
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(told.contains(":3:5: unknown key \"prot\": did you mean port?"), "{told}");
     assert!(scene.holds("sshd_v4", ATTACKER), "the old configuration goes on");
+}
+
+#[test]
+fn an_administrator_bans_and_frees_many_at_once() {
+    let scene = Scene::new();
+    let _agent = Agent::start(&scene, "jails: {sshd: {logpath: LOG, port: 22, maxretry: 2, bantime: 1h}}\n");
+    let many: String = (0..12_000).map(|n| format!("10.{}.{}.1\n", n / 250, n % 250)).collect();
+    let mut ban = nftjail(&scene, &["ban", "sshd", "--stdin"]);
+    let mut ban = ban.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    ban.stdin.take().unwrap().write_all(many.as_bytes()).unwrap();
+    assert!(ban.wait().unwrap().success());
+    assert_eq!(scene.elements("sshd_v4").len(), 12_000);
+    assert!(ask(&scene, &["unban", "10.3.0.0/16"]).status.success());
+    assert_eq!(scene.elements("sshd_v4").len(), 11_750);
+    assert!(ask(&scene, &["unban", "--all"]).status.success());
+    assert_eq!(scene.elements("sshd_v4").len(), 0);
+
+    let first = ask(&scene, &["attempt", "sshd", ATTACKER]);
+    assert_eq!(String::from_utf8_lossy(&first.stdout), format!("sshd: {ATTACKER} failed (1 of 2)\n"));
+    assert!(ask(&scene, &["pause", "sshd"]).status.success());
+    scene.fail(ATTACKER, 5);
+    scene.fail(OTHER, 5);
+    scene.wait_for("the lines", || ask_json(&scene, &["status"])["sources"][0]["lines"] == 10);
+    assert!(ask(&scene, &["resume", "sshd"]).status.success());
+    assert!(ask(&scene, &["attempt", "sshd", ATTACKER]).status.success());
+    scene.wait_for("the ban by attempts", || scene.holds("sshd_v4", ATTACKER));
+    assert_eq!(scene.elements("sshd_v4").len(), 1, "what a paused jail heard does not count");
 }
 
 #[test]

@@ -157,6 +157,10 @@ fn the_verbs_tell_by_their_exit_code_how_it_went() {
         (&["ban", "sshd", "203.0.113.1", "--for", "soon"], 2, "is not a length of time"),
         (&["unban", "203.0.113.1"], 0, ""),
         (&["unban", "203.0.113.1"], 5, "is not banned"),
+        (&["unban", "--all"], 5, "nobody is banned in any jail"),
+        (&["unban"], 2, "required"),
+        (&["attempt", "web", "203.0.113.1"], 5, "unknown jail"),
+        (&["pause", "web"], 5, "unknown jail"),
         (&["status", "web"], 5, "unknown jail"),
         (&["frobnicate"], 2, "unrecognized subcommand"),
     ] {

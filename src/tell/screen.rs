@@ -55,6 +55,9 @@ pub fn truth(status: &Status) -> String {
     if !deaf.is_empty() {
         text += &format!(", {} waiting", deaf.len());
     }
+    for jail in status.jails.iter().filter(|jail| jail.paused) {
+        text += &format!("; {} is paused", jail.name);
+    }
     for jail in deaf {
         let waits: Vec<&SourceStatus> =
             status.sources.iter().filter(|source| jail.sources.contains(&source.name)).collect();
@@ -137,6 +140,7 @@ mod tests {
                 rule: "sshd".to_owned(),
                 mode: "normal".to_owned(),
                 ports: "22/tcp".to_owned(),
+                paused: false,
                 maxretry: 5,
                 findtime: "10m".to_owned(),
                 bantime: "1h".to_owned(),
@@ -184,6 +188,8 @@ SOURCE             STATE      LINES  LAST LINE
         assert_eq!(truth(&deaf), wanted);
         deaf.sources[1].state = "following".to_owned();
         assert_eq!(truth(&deaf), "1 jail ok");
+        deaf.jails[0].paused = true;
+        assert_eq!(truth(&deaf), "1 jail ok; sshd is paused");
     }
 
     #[test]

@@ -5,27 +5,39 @@ use super::address;
 use super::date::Stamp;
 use super::header::{Client, Header, split_word, trim};
 
-/// The client chooses the user's name and the request. Servers escape quotes in both, so the first quote is
-/// the server's own, and so is the last bracket before it.
+/// `[VHOST ]CLIENT IDENT USER [DATE] "REQUEST"`, or lighttpd's `CLIENT HOST USER [DATE] "REQUEST"`. The client
+/// chooses the user's name, the request, and lighttpd's HOST.
 pub(super) fn clf(line: &[u8]) -> Option<Header<'_>> {
-    let quote = line.iter().position(|&b| b == b'"')?;
+    let quote = request_at(line)?;
     let before = line[..quote].strip_suffix(b"] ")?;
     let bracket = before.iter().rposition(|&b| b == b'[')?;
     let (stamp, _) = Stamp::find(&before[bracket + 1..])?;
-    let (first, rest) = split_word(&before[..bracket]);
-    let (second, after_second) = split_word(trim(rest));
-    // A virtual host's name may be an address too; then the client is the second one.
-    let has_vhost = address::parse(second).is_some();
-    let (client, rest) = if has_vhost { (second, after_second) } else { (first, rest) };
-    let (_, user) = split_word(trim(rest));
-    let user = trim(user).trim_ascii_end();
+    // Exactly one blank parts the words: a user may be nothing but blanks, and is a word all the same.
+    let mut words = before[..bracket].strip_suffix(b" ")?.splitn(3, |&b| b == b' ');
+    let (first, second, rest) = (words.next()?, words.next()?, words.next()?);
+    // Both a virtual host's name and lighttpd's HOST may be an address. Only behind a virtual host are there
+    // two more words, `-` for IDENT and the user.
+    let behind_vhost = rest.strip_prefix(b"- ").filter(|_| address::parse(second).is_some());
+    let (client, user) = match behind_vhost {
+        Some(user) => (second, user),
+        None => (first, rest),
+    };
     Some(Header {
         stamp: Some(stamp),
         client: Some(Client::Plain(client)),
-        user: if user == b"-" { b"" } else { user },
+        user: if matches!(user, b"-" | b"\"\"") { b"" } else { user.trim_ascii() },
         message: &line[quote..],
         ..Header::default()
     })
+}
+
+/// Where the request's quote is: it is the first that the server itself wrote. Apache writes a quote in the
+/// user's name behind a backslash and an empty name as `""`; nginx and lighttpd write no quote there.
+fn request_at(line: &[u8]) -> Option<usize> {
+    let is_own = |&at: &usize| line[at] == b'"' && (at == 0 || line[at - 1] != b'\\');
+    let mut quotes = (0..line.len()).filter(is_own);
+    let first = quotes.next()?;
+    if line[first..].starts_with(b"\"\" [") { quotes.nth(1) } else { Some(first) }
 }
 
 /// `2026/11/21 10:00:00 [error] 1234#1234: *5 MESSAGE` (ngx_log.c).
@@ -112,6 +124,24 @@ mod tests {
             ("2001:db8::1 - bob [21/Nov/2026:10:00:00 +0000] ", "2001:db8::1", "bob"),
             ("www:80 192.0.2.1 - - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
             ("203.0.113.9 192.0.2.1 - - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
+            ("192.0.2.1 203.0.113.9 - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
+            ("192.0.2.1 203.0.113.9 bob [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", "bob"),
+            ("192.0.2.1 [2001:db8::9]:80 - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
+            ("www 192.0.2.1 -   [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
+            ("192.0.2.1 - - 203.0.113.9 - - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", "- 203.0.113.9 - -"),
+            (r#"192.0.2.1 - "" [21/Nov/2026:10:00:00 +0000] "#, "192.0.2.1", ""),
+            (r#"192.0.2.1 - a\"b [21/Nov/2026:10:00:00 +0000] "#, "192.0.2.1", r#"a\"b"#),
+            (r#"192.0.2.1 - a\\ [21/Nov/2026:10:00:00 +0000] "#, "192.0.2.1", r"a\\"),
+            (
+                r#"192.0.2.1 - [21/Nov/2020:10:00:00 +0000] \"GET / HTTP/1.1\" 404 [21/Nov/2026:10:00:00 +0000] "#,
+                "192.0.2.1",
+                r#"[21/Nov/2020:10:00:00 +0000] \"GET / HTTP/1.1\" 404"#,
+            ),
+            (
+                r#"www 192.0.2.1 - \"\" [21/Nov/2020:10:00:00 +0000] \"x\" [21/Nov/2026:10:00:00 +0000] "#,
+                "192.0.2.1",
+                r#"\"\" [21/Nov/2020:10:00:00 +0000] \"x\""#,
+            ),
             (
                 "192.0.2.1 - a 203.0.113.9 [21/Nov/2020:10:00:00 +0000] [21/Nov/2026:10:00:00 +0000] ",
                 "192.0.2.1",
@@ -123,6 +153,13 @@ mod tests {
             let header = read(Format::Clf, line.as_bytes()).expect(before);
             assert_eq!(header.client.unwrap().addr(), Some(client.parse().unwrap()), "{before}");
             assert_eq!((text(header.user), text(header.message)), (user, request), "{before}");
+        }
+        for line in [
+            r#""203.0.113.9 203.0.113.9 - -" 192.0.2.1 - - [21/Nov/2026:10:00:00 +0000] "GET /" 404"#,
+            r#"2026/11/21 10:00:00 [error] 1#1: *1 "x" 203.0.113.9 - - [21/Nov/2026:10:00:00] "GET /" 404"#,
+            r#"192.0.2.1 - - "GET /?[21/Nov/2026:10:00:00] "GET / HTTP/1.1" 404"#,
+        ] {
+            assert_eq!(read(Format::Clf, line.as_bytes()), None, "{line}");
         }
     }
 

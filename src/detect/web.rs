@@ -79,13 +79,19 @@ pub(super) fn apache_error(line: &[u8]) -> Option<Header<'_>> {
     }
     let rest = without_errno(rest);
     header.message = rest;
-    if let Some((inner, after)) = bracketed(rest)
-        && let Some(client) = inner.strip_prefix(b"client ")
-    {
-        header.client = Some(if modern { Client::WithPort(client) } else { Client::Plain(client) });
+    if let Some((client, after)) = client_in_brackets(rest) {
+        header.client = Some(if modern { Client::WithPort(client) } else { Client::PerhapsWithPort(client) });
         header.message = after;
     }
     Some(header)
+}
+
+/// `[client ADDRESS] REST`, where the address itself may stand in brackets, with a port behind them.
+fn client_in_brackets(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let inner = text.strip_prefix(b"[client ")?;
+    let own = if inner.starts_with(b"[") { 1 + inner.iter().position(|&b| b == b']')? } else { 0 };
+    let end = own + inner[own..].iter().position(|&b| b == b']')?;
+    Some((&inner[..end], trim(&inner[end + 1..])))
 }
 
 /// `[INNER] REST`.

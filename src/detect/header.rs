@@ -164,7 +164,10 @@ fn tag(word: &[u8]) -> Option<(&[u8], &[u8])> {
     (is_name(name) && !pid.is_empty()).then_some((name, pid))
 }
 
+/// Whatever a plugin names in parentheses, as in `wordpress(blog.example.com:8080)`, belongs to the name.
 fn is_name(name: &[u8]) -> bool {
+    let open = name.iter().position(|&b| b == b'(').filter(|_| name.ends_with(b")"));
+    let name = &name[..open.unwrap_or(name.len())];
     !name.is_empty() && !name.iter().any(|b| matches!(b, b'[' | b']' | b':' | b'"'))
 }
 
@@ -323,6 +326,8 @@ mod tests {
         for (line, program) in [
             ("Nov 21 10:00:00 web01 myapp[77]: GET /?q=sshd[1]: Failed", "myapp"),
             ("Nov 21 10:00:00 web01 sudo: bob : COMMAND=/bin/echo sshd[1]: Failed", "sudo"),
+            ("Nov 21 10:00:00 web01 wp(blog.example.com:8080)[9]: sshd: Failed", "wp(blog.example.com:8080)"),
+            ("Nov 21 10:00:00 web01 wp([2001:db8::1]:80): sshd: Failed", "wp([2001:db8::1]:80)"),
             (r#"<38>1 2026-11-21T10:00:00Z web01 myapp 7 - [x y="] sshd 1 - - Failed"] z"#, "myapp"),
         ] {
             assert_eq!(text(read(Format::Syslog, line.as_bytes()).expect(line).program), program, "{line}");

@@ -114,11 +114,20 @@ fn syslog(line: &[u8]) -> Option<Header<'_>> {
         Some(rest) => rest,
         None => line,
     };
+    if let Some((stamp, rest)) = bracketed_stamp(line) {
+        return Some(Header { stamp: Some(stamp), ..tagged(rest)? });
+    }
     match Stamp::find_syslog(line) {
         Some((stamp, rest @ [b' ', ..])) => Some(Header { stamp: Some(stamp), ..tagged(trim(rest))? }),
         Some(_) => None,
         None => tagged(line),
     }
+}
+
+/// `[DATE] REST`, as NSD begins the lines of its own file.
+fn bracketed_stamp(line: &[u8]) -> Option<(Stamp<'_>, &[u8])> {
+    let (stamp, rest) = Stamp::find(line.strip_prefix(b"[")?)?;
+    Some((stamp, trim(rest.strip_prefix(b"]")?)))
 }
 
 /// What follows `<PRI>`, the priority number of RFC 3164 and RFC 5424.
@@ -335,7 +344,9 @@ mod tests {
         for line in [
             "Failed password for root from 203.0.113.9 port 22 ssh2",
             "Nov 21 10:00:00 web01 last message repeated 2 times",
+            "Nov 21 10:00:00 web01 mail01 sshd[1]: x",
             "Nov 21 10:00:00web01 sshd[1]: x",
+            "[1795255200 web01] sshd[1]: x",
             r#"<38>1 2026-11-21T10:00:00Z web01 sshd 4242 - [a b="c] Hello"#,
             "",
         ] {

@@ -88,24 +88,32 @@ pub fn read(format: Format, line: &[u8]) -> Option<Header<'_>> {
 /// Reads a journal entry, whose host, program and process are known; none where it is not of this format.
 pub fn read_entry<'a>(format: Format, entry: &Header<'a>) -> Option<Header<'a>> {
     let message = entry.message;
-    let inner = match format {
+    let own = match format {
         Format::Syslog | Format::None => *entry,
         Format::Kernel if entry.program != b"kernel" => return None,
         Format::Kernel => Header { message: without_uptime(message).unwrap_or(message), ..*entry },
-        Format::Clf => clf(message)?,
-        Format::NginxError => nginx_error(message)?,
-        Format::ApacheError => apache_error(message)?,
+        Format::Clf => inner(message, clf)?,
+        Format::NginxError => inner(message, nginx_error)?,
+        Format::ApacheError => inner(message, apache_error)?,
         Format::Date => dated(message)?,
         Format::Json => return None,
     };
-    Some(Header { stamp: entry.stamp, host: entry.host, program: entry.program, pid: entry.pid, ..inner })
+    Some(Header { stamp: entry.stamp, host: entry.host, program: entry.program, pid: entry.pid, ..own })
 }
 
 /// A web server's line that came through syslog or the journal.
 fn wrapped<'a>(line: &'a [u8], read: fn(&'a [u8]) -> Option<Header<'a>>) -> Option<Header<'a>> {
     let outer = syslog(line)?;
-    let inner = read(outer.message)?;
-    Some(Header { stamp: outer.stamp, host: outer.host, program: outer.program, pid: outer.pid, ..inner })
+    let own = inner(outer.message, read)?;
+    Some(Header { stamp: outer.stamp, host: outer.host, program: outer.program, pid: outer.pid, ..own })
+}
+
+/// nginx writes `HOST TAG:` itself unless told `nohostname`, and what receives it from the socket of this machine
+/// writes both again. Whose line it is the outer ones say.
+fn inner<'a>(message: &'a [u8], read: fn(&'a [u8]) -> Option<Header<'a>>) -> Option<Header<'a>> {
+    let plain = read(message);
+    let is_clear = |header: &Header| header.client.is_none_or(|client| client.addr().is_some());
+    plain.filter(is_clear).or_else(|| read(tagged(message)?.message)).or(plain)
 }
 
 fn syslog(line: &[u8]) -> Option<Header<'_>> {
@@ -137,8 +145,9 @@ fn priority(line: &[u8]) -> Option<&[u8]> {
     (1..=3).contains(&digits).then(|| rest[digits..].strip_prefix(b">"))?
 }
 
-/// `HOST TAG: MESSAGE`, `TAG: MESSAGE`, busybox's `HOST FACILITY.LEVEL TAG: MESSAGE`, and FreeBSD's
-/// `<FACILITY.LEVEL> HOST TAG: MESSAGE`. No host begins with `@`, but a TAI64N date does.
+/// `HOST TAG: MESSAGE`, `TAG: MESSAGE`, busybox's `HOST FACILITY.LEVEL TAG: MESSAGE`, FreeBSD's
+/// `<FACILITY.LEVEL> HOST TAG: MESSAGE`, and `HOST HOST TAG: MESSAGE` where rsyslog and a service both wrote the
+/// host. No host begins with `@`, but a TAI64N date does.
 fn tagged(text: &[u8]) -> Option<Header<'_>> {
     let mut rest = text;
     let mut host: &[u8] = b"";
@@ -152,7 +161,7 @@ fn tagged(text: &[u8]) -> Option<Header<'_>> {
             0 if word.starts_with(b"@") => return None,
             0 if word.starts_with(b"<") && is_level(word) => (),
             0 => host = word,
-            1 if is_level(word) => (),
+            1 if is_level(word) || word == host => (),
             1 if host.is_empty() => host = word,
             _ => return None,
         }
@@ -312,6 +321,9 @@ mod tests {
             ("Nov 21 10:00:00 web01 auth.info sshd[4242]: Hello", "web01", "4242"),
             ("Nov 21 10:00:00 web01 <auth.info> sshd[4242]: Hello", "web01", "4242"),
             ("Nov 21 10:00:00 <auth.info> web01 sshd[4242]: Hello", "web01", "4242"),
+            ("Nov 21 10:00:00 web01 web01 sshd[4242]: Hello", "web01", "4242"),
+            ("[1795255200] sshd[4242]: Hello", "", "4242"),
+            ("[2026-11-21 10:00:00.123] sshd[4242]: Hello", "", "4242"),
             ("<38>1 2026-11-21T10:00:00Z web01 sshd 4242 - - Hello", "web01", "4242"),
             ("<38>1 - web01 sshd 4242 - -  Hello", "web01", "4242"),
             (

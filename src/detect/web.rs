@@ -116,7 +116,7 @@ fn without_errno(text: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use crate::detect::header::{Format, read};
+    use crate::detect::header::{Format, Header, read, read_entry};
 
     fn text(bytes: &[u8]) -> &str {
         std::str::from_utf8(bytes).unwrap()
@@ -154,6 +154,8 @@ mod tests {
                 "a 203.0.113.9 [21/Nov/2020:10:00:00 +0000]",
             ),
             ("Nov 21 10:00:00 web01 nginx: 192.0.2.1 - - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
+            ("web01 nginx[1]: web01 nginx: 192.0.2.1 - - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
+            ("web01 lighttpd: 192.0.2.1 x: - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
         ] {
             let line = format!("{before}{request}");
             let header = read(Format::Clf, line.as_bytes()).expect(before);
@@ -175,14 +177,27 @@ mod tests {
             "2026/11/21 10:00:00 [error] 12#12: *5 Hello",
             "2026/11/21 10:00:00 [error] 12#12: Hello",
             "Nov 21 10:00:00 web01 nginx: 2026/11/21 10:00:00 [error] 12#12: *5 Hello",
+            "Nov 21 10:00:00 web01 nginx[12]: web01 nginx: 2026/11/21 10:00:00 [error] 12#12: *5 Hello",
+            "Nov 21 10:00:00 web01 web01 nginx: 2026/11/21 10:00:00 [error] 12#12: *5 Hello",
+            "web01 nginx[12]: web01 nginx: 2026/11/21 10:00:00 [error] 12#12: *5 Hello",
         ] {
             assert_eq!(text(read(Format::NginxError, line.as_bytes()).expect(line).message), "Hello");
         }
+        let entry = Header {
+            program: b"myapp",
+            message: b"web01 nginx: 2026/11/21 10:00:00 [error] 1#1: x",
+            ..Header::default()
+        };
+        let header = read_entry(Format::NginxError, &entry).unwrap();
+        assert_eq!((text(header.program), text(header.message)), ("myapp", "x"));
         for (line, client) in [
             ("[Sat Nov 21 10:00:00.1 2026] [a:error] [pid 1:tid 2] [client 192.0.2.1:80] Hello", "192.0.2.1"),
             ("[Sat Nov 21 10:00:00 2026] [a:error] [pid 1] [client 2001:db8::1:80] Hello", "2001:db8::1"),
             ("[Sat Nov 21 10:00:00 2026] [a:error] [pid 1] (2)No: [client 192.0.2.1:80] Hello", "192.0.2.1"),
             ("[Sat Nov 21 10:00:00 2026] [error] [client 2001:db8::1] Hello", "2001:db8::1"),
+            ("[Sat Nov 21 10:00:00 2026] [error] [client 192.0.2.1:5555] Hello", "192.0.2.1"),
+            ("[Sat Nov 21 10:00:00 2026] [error] [client [2001:db8::1]:5555] Hello", "2001:db8::1"),
+            ("[Sat Nov 21 10:00:00 2026] [a:error] [pid 1] [client [2001:db8::1]:80] Hello", "2001:db8::1"),
             ("Nov 21 10:00:00 web01 httpd[1]: [error] [client 192.0.2.1] Hello", "192.0.2.1"),
         ] {
             let header = read(Format::ApacheError, line.as_bytes()).expect(line);

@@ -275,16 +275,39 @@ fn without_uptime(message: &[u8]) -> Option<&[u8]> {
 }
 
 fn dated(line: &[u8]) -> Option<Header<'_>> {
-    // Mumble's level, as in `<W>2026-11-21 10:00:00`.
-    let line = match line {
-        [b'<', b'A'..=b'Z', b'>', rest @ ..] => rest,
-        _ => line,
-    };
+    let behind_prefix = || date_at_start(without_prefix(line)?);
+    date_at_start(line).or_else(behind_prefix).or_else(|| audited(line))
+}
+
+/// `DATE MESSAGE`, the date in brackets or not.
+fn date_at_start(line: &[u8]) -> Option<Header<'_>> {
     let open = line.iter().take(2).take_while(|b| matches!(b, b'[' | b'<' | b'(' | b' ')).count();
     let (stamp, rest) = Stamp::find(&line[open..])?;
     let close =
         rest.iter().take(2).take_while(|b| matches!(b, b']' | b'>' | b')' | b':' | b',' | b';')).count();
     Some(Header { stamp: Some(stamp), message: trim(&rest[close..]), ..Header::default() })
+}
+
+/// What some services write before the date: mumble's level as in `<W>2026-11-21`, a word in capitals
+/// (tinyproxy's level, the `L` of Half-Life), or the call's UUID (freeswitch).
+fn without_prefix(line: &[u8]) -> Option<&[u8]> {
+    if let [b'<', b'A'..=b'Z', b'>', rest @ ..] = line {
+        return Some(rest);
+    }
+    let (word, rest) = split_word(line);
+    let is_uuid = word.len() == 36 && word.iter().all(|b| b.is_ascii_hexdigit() || *b == b'-');
+    let is_level = !word.is_empty() && word.iter().all(u8::is_ascii_uppercase);
+    (is_uuid || is_level).then(|| trim(rest))
+}
+
+/// `type=TYPE msg=audit(EPOCH:NUMBER): …`, perhaps with `node=NAME` before it, as auditd writes. The type is a
+/// part of the message, so all of the line is.
+fn audited(line: &[u8]) -> Option<Header<'_>> {
+    let (first, rest) = split_word(line);
+    let (kind, rest) = if first.starts_with(b"node=") { split_word(trim(rest)) } else { (first, rest) };
+    let date = rest.strip_prefix(b" msg=audit(").filter(|_| kind.starts_with(b"type="))?;
+    let (stamp, _) = Stamp::find(date)?;
+    Some(Header { stamp: Some(stamp), message: line, ..Header::default() })
 }
 
 pub(super) fn split_word(text: &[u8]) -> (&[u8], &[u8]) {
@@ -379,11 +402,31 @@ mod tests {
     }
 
     #[test]
-    fn a_leading_date_may_stand_in_brackets() {
-        for line in
-            ["[2026-11-21 10:00:00] Hello", "2026-11-21 10:00:00,123 Hello", "<11/21/2026:10:00:00> Hello"]
-        {
+    fn a_leading_date_may_stand_in_brackets_or_behind_a_word() {
+        for line in [
+            "[2026-11-21 10:00:00] Hello",
+            "2026-11-21 10:00:00,123 Hello",
+            "<11/21/2026:10:00:00> Hello",
+            "[20261121-10:00:00] Hello",
+            "L 11/21/2026 - 10:00:00: Hello",
+            "<W>2026-11-21 10:00:00.123 Hello",
+            "NOTICE    Nov 21 10:00:00.123 Hello",
+            "0b1e6e4c-9a3f-4c53-8d0e-1f2a3b4c5d6e 2026-11-21 10:00:00.123456 Hello",
+        ] {
             assert_eq!(text(read(Format::Date, line.as_bytes()).expect(line).message), "Hello");
+        }
+        for line in
+            ["type=USER_ERR msg=audit(1795255200.000:1): x", "node=a type=B msg=audit(1795255200.000:1): x"]
+        {
+            let header = read(Format::Date, line.as_bytes()).expect(line);
+            assert_eq!((header.stamp.unwrap().text(), text(header.message)), (&b"1795255200.000"[..], line));
+        }
+        for line in [
+            "Hello 2026-11-21 10:00:00",
+            "msg=audit(1795255200.000:1): x",
+            "node=type=B msg=audit(1795255200:1)",
+        ] {
+            assert_eq!(read(Format::Date, line.as_bytes()), None, "{line}");
         }
     }
 

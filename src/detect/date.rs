@@ -11,9 +11,10 @@ use crate::model::Timestamp;
 /// The forms of a date, most wanted first. To know one more, add a row.
 ///
 /// `%Y` year, `%y` its last two digits (20yy), `%m` month, `%n` month of one or two digits, `%b` its English
-/// name, `%d` day, `%e` day of one or two digits, `%H` `%M` `%S` time, `%I` hour of one or two digits (12 h where `%p` follows), `%p` AM or PM,
-/// `%f` a fraction if there is one, `%z` a zone if there is one, `%a` a weekday if there is one, `%_` blanks,
-/// `%Z` the name of a zone, `%s` seconds since 1970, `%@` TAI64N. All else stands for itself.
+/// name, `%d` day, `%e` day of one or two digits, `%H` `%M` `%S` time, `%I` hour of one or two digits (12 h where
+/// `%p` follows), `%p` AM or PM, `%f` a fraction if there is one, `%z` a zone if there is one, `%a` a weekday if
+/// there is one, `%_` blanks, `%Z` the name of a zone, `%s` seconds since 1970, `%@` TAI64N. All else stands for
+/// itself.
 const FORMS: [&str; 29] = [
     "%a%b%_%e%_%H:%M:%S%f",
     "%Y-%m-%dT%H:%M:%S%f%z",

@@ -15,8 +15,8 @@ pub enum Format {
     Syslog,
     /// The kernel's log, by itself or in syslog; the seconds since boot are left out.
     Kernel,
-    /// An access log: `[VHOST ]CLIENT IDENT USER [DATE] "REQUEST" …`. Gives the client's address and the
-    /// user; the message begins with `"REQUEST"`.
+    /// An access log: `[VHOST ]CLIENT IDENT USER [DATE] "REQUEST" …`, or `CLIENT HOST USER …`. Gives the
+    /// client's address and the user; the message begins with `"REQUEST"`.
     Clf,
     /// nginx's error log; the message begins after level, process and connection number.
     NginxError,
@@ -24,7 +24,7 @@ pub enum Format {
     ApacheError,
     /// One JSON object per line; the rule's `fields` say what is where.
     Json,
-    /// Any leading date, in brackets or not; the message begins after it.
+    /// Any leading date, in brackets or behind a level or not; the message begins after it.
     Date,
     /// Nothing: the whole line is the message.
     None,

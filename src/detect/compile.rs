@@ -62,7 +62,7 @@ struct Sound {
     regex: Option<Hir>,
 }
 
-impl Compiler<'_> {
+impl<'f> Compiler<'f> {
     fn fault(&mut self, place: Location, text: String) {
         self.faults.push(Fault::near(self.name, place, text));
     }
@@ -111,50 +111,52 @@ impl Compiler<'_> {
     /// The patterns of a mode and the rule's own, in the order in which they are tried.
     fn patterns(&mut self, mode: Option<&str>, prefilter: &Groups) -> Vec<Sound> {
         let mut out = Vec::new();
-        let mut base = true;
         let file = self.file;
-        for name in mode.map_or(Vec::new(), |mode| self.modes(mode)) {
-            let Some(Mode::Own(own)) = file.modes.get(&name).map(|mode| &mode.value) else { continue };
-            base &= own.base;
+        let members = mode.map_or(Vec::new(), |mode| self.members(mode));
+        self.add(&mut out, Kind::Ignore, &file.ignoreregex, prefilter);
+        for member in &members {
+            let Some(own) = member else {
+                self.add(&mut out, Kind::Failure, &file.failregex, prefilter);
+                continue;
+            };
             self.add(&mut out, Kind::Ignore, &own.ignoreregex, prefilter);
             self.add(&mut out, Kind::Failure, &own.failregex, prefilter);
             self.add(&mut out, Kind::Success, &own.successregex, prefilter);
             self.add(&mut out, Kind::Session, &own.sessionregex, prefilter);
         }
-        if base {
+        if members.iter().all(|member| member.is_some_and(|own| own.base)) {
             self.add(&mut out, Kind::Failure, &file.failregex, prefilter);
         }
         self.add(&mut out, Kind::Success, &file.successregex, prefilter);
         self.add(&mut out, Kind::Session, &file.sessionregex, prefilter);
-        self.add(&mut out, Kind::Ignore, &file.ignoreregex, prefilter);
-        // What is ignored is ignored before all else; the order is otherwise kept.
-        out.sort_by_key(|sound: &Sound| sound.pattern.kind != Kind::Ignore);
         if !out.iter().any(|sound| sound.pattern.kind == Kind::Failure) && self.faults.is_empty() {
             self.fault(file.rule.referenced, "nothing counts: give it a failregex".to_owned());
         }
         out
     }
 
-    /// The modes that `mode` stands for.
-    fn modes(&mut self, mode: &str) -> Vec<String> {
+    /// What `mode` stands for, in order; none is the rule's own failregex, which a list calls `normal`.
+    fn members(&mut self, mode: &str) -> Vec<Option<&'f file::Patterns>> {
         let file = self.file;
-        match file.modes.get(mode).map(|found| (&found.value, found.referenced)) {
-            Some((Mode::Own(_), _)) => vec![mode.to_owned()],
-            Some((Mode::All(names), place)) => {
-                for name in names {
-                    if !matches!(file.modes.get(name).map(|mode| &mode.value), Some(Mode::Own(_))) {
-                        self.fault(place, format!("\"{name}\" is not a mode with patterns of its own"));
-                    }
-                }
-                names.clone()
-            }
+        let (names, place) = match file.modes.get(mode).map(|found| (&found.value, found.referenced)) {
+            Some((Mode::Own(own), _)) => return vec![Some(own)],
+            Some((Mode::All(names), place)) => (names, place),
             None => {
                 let known: Vec<&str> = file.modes.keys().map(String::as_str).collect();
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 self.fault(file.rule.referenced, format!("has no mode \"{mode}\"; its modes: {known}"));
-                Vec::new()
+                return Vec::new();
+            }
+        };
+        let mut members = Vec::new();
+        for name in names {
+            match file.modes.get(name).map(|mode| &mode.value) {
+                Some(Mode::Own(own)) => members.push(Some(own)),
+                None if name == "normal" => members.push(None),
+                _ => self.fault(place, format!("\"{name}\" is not a mode with patterns of its own")),
             }
         }
+        members
     }
 
     fn add(
@@ -399,7 +401,8 @@ mod tests {
     fn modes_add_patterns_or_take_their_place() {
         let yaml = format!(
             "{START}format: none\nfailregex: ['^base <HOST>$']\nmodes:\n  more: {{failregex: ['^more <HOST>$']}}\n  \
-             only: {{failregex: ['^only <HOST>$'], base: false}}\n  both: [more, more]\n  lost: [nowhere]\n"
+             only: {{failregex: ['^only <HOST>$'], base: false}}\n  both: [more, more]\n  \
+             all: [only, normal, more]\n  few: [only, more]\n  lost: [nowhere]\n"
         );
         let patterns = |mode| {
             let file = parse(&yaml).unwrap();
@@ -411,8 +414,26 @@ mod tests {
         assert_eq!(patterns(Some("more")), ["^more <HOST>$", "^base <HOST>$"]);
         assert_eq!(patterns(Some("only")), ["^only <HOST>$"]);
         assert_eq!(patterns(Some("both")).len(), 3);
+        assert_eq!(patterns(Some("all")), ["^only <HOST>$", "^base <HOST>$", "^more <HOST>$"]);
+        assert_eq!(patterns(Some("few")), ["^only <HOST>$", "^more <HOST>$"]);
         assert!(said(&yaml, Some("lost")).contains("\"nowhere\" is not a mode"));
-        assert!(said(&yaml, Some("x")).contains("its modes: both, lost, more, only"));
+        assert!(said(&yaml, Some("x")).contains("its modes: all, both, few, lost, more, only"));
+    }
+
+    #[test]
+    fn what_a_mode_ignores_hides_nothing_that_was_listed_before_it() {
+        let yaml = format!(
+            "{START}format: none\nfailregex: ['^base <HOST>$']\nignoreregex: ['^never']\nmodes:\n  \
+             a: {{failregex: ['^a <HOST>$']}}\n  b: {{failregex: ['^b <HOST>$'], ignoreregex: ['^quiet']}}\n  \
+             ab: [a, b]\n  last: [a, normal, b]\n"
+        );
+        let patterns = |mode| {
+            let file = parse(&yaml).unwrap();
+            let rule = compile("t.yaml", &file, Some(mode), true).unwrap();
+            rule.patterns().iter().map(|pattern| pattern.text().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(patterns("ab"), ["^never", "^a <HOST>$", "^quiet", "^b <HOST>$", "^base <HOST>$"]);
+        assert_eq!(patterns("last"), ["^never", "^a <HOST>$", "^base <HOST>$", "^quiet", "^b <HOST>$"]);
     }
 
     #[test]

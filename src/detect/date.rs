@@ -10,14 +10,15 @@ use crate::model::Timestamp;
 
 /// The forms of a date, most wanted first. To know one more, add a row.
 ///
-/// `%Y` year, `%y` its last two digits (20yy), `%m` month, `%b` its English name, `%d` day, `%e` day of one or
-/// two digits, `%H` `%M` `%S` time, `%I` hour of one or two digits (12 h where `%p` follows), `%p` AM or PM,
-/// `%f` a fraction if there is one, `%z` a zone if there is one, `%a` a weekday if there is one, `%_` blanks,
-/// `%Z` the name of a zone, `%s` seconds since 1970, `%@` TAI64N. All else stands for itself.
-const FORMS: [&str; 25] = [
+/// `%Y` year, `%y` its last two digits (20yy), `%m` month, `%n` month of one or two digits, `%b` its English
+/// name, `%d` day, `%e` day of one or two digits, `%H` `%M` `%S` time, `%I` hour of one or two digits (12 h where
+/// `%p` follows), `%p` AM or PM, `%f` a fraction if there is one, `%z` a zone if there is one, `%a` a weekday if
+/// there is one, `%_` blanks, `%Z` the name of a zone, `%s` seconds since 1970, `%@` TAI64N. All else stands for
+/// itself.
+const FORMS: [&str; 29] = [
     "%a%b%_%e%_%H:%M:%S%f",
     "%Y-%m-%dT%H:%M:%S%f%z",
-    "%Y-%m-%d%_%H:%M:%S%f%z",
+    "%Y-%m-%d%_%I:%M:%S%f%z",
     "%a%b%_%e%_%H:%M:%S%f%_%Y",
     "%a%b%_%e%_%Y%_%H:%M:%S%f",
     "%Y/%m/%d%_%H:%M:%S%f%z",
@@ -27,16 +28,20 @@ const FORMS: [&str; 25] = [
     "%d-%b-%Y%_%H:%M:%S%f%z",
     "%a%e%_%b%_%Y%_%H:%M:%S%f%z",
     "%d/%m/%Y%_%H:%M:%S%f",
-    "%d-%m-%Y%_%H:%M:%S%f",
+    "%d-%m-%Y%_%H:%M:%S%f%z",
     "%d.%m.%Y%_%H:%M:%S%f",
     "%m/%d/%Y:%H:%M:%S%f",
+    "%m/%d/%Y - %H:%M:%S%f",
     "%m-%d-%Y%_%H:%M:%S%f",
     "%b-%d-%y%_%H:%M:%S%f",
     "%b%_%e,%_%Y%_%I:%M:%S%_%p",
     "%Z%_%b%_%e%_%H:%M:%S%f",
     "%Z%_%a%b%_%e%_%H:%M:%S%f%_%Y",
     "%y%m%d%_%I:%M:%S",
+    "%y/%n/%e@%H:%M:%S",
     "%Y%m%d-%H%M%S%f",
+    "%Y%m%d-%H:%M:%S%f",
+    "%m-%d%_%H:%M:%S%f",
     "%s",
     "%@",
     "%H:%M:%S%f",
@@ -211,12 +216,16 @@ impl Fields {
         let blanks = text.iter().take_while(|&&b| b == b' ').count();
         match what {
             b'_' => (blanks > 0).then_some(blanks),
-            b'e' | b'I' => {
+            b'e' | b'I' | b'n' => {
                 let digits = text[blanks..].iter().take_while(|b| b.is_ascii_digit()).count();
                 let value = (1..=2).contains(&digits).then(|| number(&text[blanks..], digits))?? as i8;
-                let valid = if what == b'e' { (1..=31).contains(&value) } else { (0..=23).contains(&value) };
-                *(if what == b'e' { &mut self.day } else { &mut self.hour }) = value;
-                (valid && blanks <= 1).then_some(blanks + digits)
+                let (field, range) = match what {
+                    b'e' => (&mut self.day, 1..=31),
+                    b'I' => (&mut self.hour, 0..=23),
+                    _ => (&mut self.month, 1..=12),
+                };
+                *field = value;
+                (range.contains(&value) && blanks <= 1).then_some(blanks + digits)
             }
             b'p' => {
                 let afternoon = matches!(text, [b'P' | b'p', b'M' | b'm', ..]);
@@ -357,6 +366,11 @@ mod tests {
             "2026-11-21 10:00:00,000",
             "2026-11-21 05:00:00 -0500",
             "2026-11-21  10:00:00 UTC",
+            "21-11-2026 13:00:00 +0300",
+            "11/21/2026 - 10:00:00",
+            "26/11/21@10:00:00",
+            "20261121-10:00:00",
+            "11-21 10:00:00.000",
             "2026-11-21 10:00:00.000 CET",
             "Sat Nov 21 10:00:00.000000 2026",
             "Nov 21 2026 10:00:00",
@@ -404,6 +418,13 @@ mod tests {
         let (stamp, _) = Stamp::find(b"Jan  1 00:00:30").unwrap();
         let year_ends = moment("2026-12-31T23:59:50Z");
         assert_eq!(stamp.resolve(year_ends, &TimeZone::UTC).unwrap().to_string(), "2027-01-01T00:00:30.000Z");
+    }
+
+    #[test]
+    fn day_month_and_hour_may_have_one_digit() {
+        for text in ["2026-02-03  1:02:03", "26/2/3@01:02:03", "26/02/03@01:02:03", "260203  1:02:03"] {
+            assert_eq!(resolved(text), "2026-02-03T01:02:03.000Z", "{text}");
+        }
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl<'de> Deserialize<'de> for Pattern {
 /// What a mode adds. Its patterns stand before the rule's own.
 #[derive(Debug)]
 pub enum Mode {
-    /// These modes together, in this order.
+    /// These modes together, in this order; `normal` stands for the rule's own failregex.
     All(Vec<String>),
     Own(Patterns),
 }

@@ -15,8 +15,8 @@ pub enum Format {
     Syslog,
     /// The kernel's log, by itself or in syslog; the seconds since boot are left out.
     Kernel,
-    /// An access log: `[VHOST ]CLIENT IDENT USER [DATE] "REQUEST" …`. Gives the client's address and the
-    /// user; the message begins with `"REQUEST"`.
+    /// An access log: `[VHOST ]CLIENT IDENT USER [DATE] "REQUEST" …`, or `CLIENT HOST USER …`. Gives the
+    /// client's address and the user; the message begins with `"REQUEST"`.
     Clf,
     /// nginx's error log; the message begins after level, process and connection number.
     NginxError,
@@ -24,7 +24,7 @@ pub enum Format {
     ApacheError,
     /// One JSON object per line; the rule's `fields` say what is where.
     Json,
-    /// Any leading date, in brackets or not; the message begins after it.
+    /// Any leading date, in brackets or behind a level or not; the message begins after it.
     Date,
     /// Nothing: the whole line is the message.
     None,
@@ -88,24 +88,32 @@ pub fn read(format: Format, line: &[u8]) -> Option<Header<'_>> {
 /// Reads a journal entry, whose host, program and process are known; none where it is not of this format.
 pub fn read_entry<'a>(format: Format, entry: &Header<'a>) -> Option<Header<'a>> {
     let message = entry.message;
-    let inner = match format {
+    let own = match format {
         Format::Syslog | Format::None => *entry,
         Format::Kernel if entry.program != b"kernel" => return None,
         Format::Kernel => Header { message: without_uptime(message).unwrap_or(message), ..*entry },
-        Format::Clf => clf(message)?,
-        Format::NginxError => nginx_error(message)?,
-        Format::ApacheError => apache_error(message)?,
+        Format::Clf => inner(message, clf)?,
+        Format::NginxError => inner(message, nginx_error)?,
+        Format::ApacheError => inner(message, apache_error)?,
         Format::Date => dated(message)?,
         Format::Json => return None,
     };
-    Some(Header { stamp: entry.stamp, host: entry.host, program: entry.program, pid: entry.pid, ..inner })
+    Some(Header { stamp: entry.stamp, host: entry.host, program: entry.program, pid: entry.pid, ..own })
 }
 
 /// A web server's line that came through syslog or the journal.
 fn wrapped<'a>(line: &'a [u8], read: fn(&'a [u8]) -> Option<Header<'a>>) -> Option<Header<'a>> {
     let outer = syslog(line)?;
-    let inner = read(outer.message)?;
-    Some(Header { stamp: outer.stamp, host: outer.host, program: outer.program, pid: outer.pid, ..inner })
+    let own = inner(outer.message, read)?;
+    Some(Header { stamp: outer.stamp, host: outer.host, program: outer.program, pid: outer.pid, ..own })
+}
+
+/// nginx writes `HOST TAG:` itself unless told `nohostname`, and what receives it from the socket of this machine
+/// writes both again. Whose line it is the outer ones say.
+fn inner<'a>(message: &'a [u8], read: fn(&'a [u8]) -> Option<Header<'a>>) -> Option<Header<'a>> {
+    let plain = read(message);
+    let is_clear = |header: &Header| header.client.is_none_or(|client| client.addr().is_some());
+    plain.filter(is_clear).or_else(|| read(tagged(message)?.message)).or(plain)
 }
 
 fn syslog(line: &[u8]) -> Option<Header<'_>> {
@@ -114,11 +122,20 @@ fn syslog(line: &[u8]) -> Option<Header<'_>> {
         Some(rest) => rest,
         None => line,
     };
+    if let Some((stamp, rest)) = bracketed_stamp(line) {
+        return Some(Header { stamp: Some(stamp), ..tagged(rest)? });
+    }
     match Stamp::find_syslog(line) {
         Some((stamp, rest @ [b' ', ..])) => Some(Header { stamp: Some(stamp), ..tagged(trim(rest))? }),
         Some(_) => None,
         None => tagged(line),
     }
+}
+
+/// `[DATE] REST`, as NSD begins the lines of its own file.
+fn bracketed_stamp(line: &[u8]) -> Option<(Stamp<'_>, &[u8])> {
+    let (stamp, rest) = Stamp::find(line.strip_prefix(b"[")?)?;
+    Some((stamp, trim(rest.strip_prefix(b"]")?)))
 }
 
 /// What follows `<PRI>`, the priority number of RFC 3164 and RFC 5424.
@@ -128,8 +145,9 @@ fn priority(line: &[u8]) -> Option<&[u8]> {
     (1..=3).contains(&digits).then(|| rest[digits..].strip_prefix(b">"))?
 }
 
-/// `HOST TAG: MESSAGE`, `TAG: MESSAGE`, busybox's `HOST FACILITY.LEVEL TAG: MESSAGE`, and FreeBSD's
-/// `<FACILITY.LEVEL> HOST TAG: MESSAGE`. No host begins with `@`, but a TAI64N date does.
+/// `HOST TAG: MESSAGE`, `TAG: MESSAGE`, busybox's `HOST FACILITY.LEVEL TAG: MESSAGE`, FreeBSD's
+/// `<FACILITY.LEVEL> HOST TAG: MESSAGE`, and `HOST HOST TAG: MESSAGE` where rsyslog and a service both wrote the
+/// host. No host begins with `@`, but a TAI64N date does.
 fn tagged(text: &[u8]) -> Option<Header<'_>> {
     let mut rest = text;
     let mut host: &[u8] = b"";
@@ -143,7 +161,7 @@ fn tagged(text: &[u8]) -> Option<Header<'_>> {
             0 if word.starts_with(b"@") => return None,
             0 if word.starts_with(b"<") && is_level(word) => (),
             0 => host = word,
-            1 if is_level(word) => (),
+            1 if is_level(word) || word == host => (),
             1 if host.is_empty() => host = word,
             _ => return None,
         }
@@ -164,7 +182,10 @@ fn tag(word: &[u8]) -> Option<(&[u8], &[u8])> {
     (is_name(name) && !pid.is_empty()).then_some((name, pid))
 }
 
+/// Whatever a plugin names in parentheses, as in `wordpress(blog.example.com:8080)`, belongs to the name.
 fn is_name(name: &[u8]) -> bool {
+    let open = name.iter().position(|&b| b == b'(').filter(|_| name.ends_with(b")"));
+    let name = &name[..open.unwrap_or(name.len())];
     !name.is_empty() && !name.iter().any(|b| matches!(b, b'[' | b']' | b':' | b'"'))
 }
 
@@ -254,16 +275,39 @@ fn without_uptime(message: &[u8]) -> Option<&[u8]> {
 }
 
 fn dated(line: &[u8]) -> Option<Header<'_>> {
-    // Mumble's level, as in `<W>2026-11-21 10:00:00`.
-    let line = match line {
-        [b'<', b'A'..=b'Z', b'>', rest @ ..] => rest,
-        _ => line,
-    };
+    let behind_prefix = || date_at_start(without_prefix(line)?);
+    date_at_start(line).or_else(behind_prefix).or_else(|| audited(line))
+}
+
+/// `DATE MESSAGE`, the date in brackets or not.
+fn date_at_start(line: &[u8]) -> Option<Header<'_>> {
     let open = line.iter().take(2).take_while(|b| matches!(b, b'[' | b'<' | b'(' | b' ')).count();
     let (stamp, rest) = Stamp::find(&line[open..])?;
     let close =
         rest.iter().take(2).take_while(|b| matches!(b, b']' | b'>' | b')' | b':' | b',' | b';')).count();
     Some(Header { stamp: Some(stamp), message: trim(&rest[close..]), ..Header::default() })
+}
+
+/// What some services write before the date: mumble's level as in `<W>2026-11-21`, a word in capitals
+/// (tinyproxy's level, the `L` of Half-Life), or the call's UUID (freeswitch).
+fn without_prefix(line: &[u8]) -> Option<&[u8]> {
+    if let [b'<', b'A'..=b'Z', b'>', rest @ ..] = line {
+        return Some(rest);
+    }
+    let (word, rest) = split_word(line);
+    let is_uuid = word.len() == 36 && word.iter().all(|b| b.is_ascii_hexdigit() || *b == b'-');
+    let is_level = !word.is_empty() && word.iter().all(u8::is_ascii_uppercase);
+    (is_uuid || is_level).then(|| trim(rest))
+}
+
+/// `type=TYPE msg=audit(EPOCH:NUMBER): …`, perhaps with `node=NAME` before it, as auditd writes. The type is a
+/// part of the message, so all of the line is.
+fn audited(line: &[u8]) -> Option<Header<'_>> {
+    let (first, rest) = split_word(line);
+    let (kind, rest) = if first.starts_with(b"node=") { split_word(trim(rest)) } else { (first, rest) };
+    let date = rest.strip_prefix(b" msg=audit(").filter(|_| kind.starts_with(b"type="))?;
+    let (stamp, _) = Stamp::find(date)?;
+    Some(Header { stamp: Some(stamp), message: line, ..Header::default() })
 }
 
 pub(super) fn split_word(text: &[u8]) -> (&[u8], &[u8]) {
@@ -300,6 +344,9 @@ mod tests {
             ("Nov 21 10:00:00 web01 auth.info sshd[4242]: Hello", "web01", "4242"),
             ("Nov 21 10:00:00 web01 <auth.info> sshd[4242]: Hello", "web01", "4242"),
             ("Nov 21 10:00:00 <auth.info> web01 sshd[4242]: Hello", "web01", "4242"),
+            ("Nov 21 10:00:00 web01 web01 sshd[4242]: Hello", "web01", "4242"),
+            ("[1795255200] sshd[4242]: Hello", "", "4242"),
+            ("[2026-11-21 10:00:00.123] sshd[4242]: Hello", "", "4242"),
             ("<38>1 2026-11-21T10:00:00Z web01 sshd 4242 - - Hello", "web01", "4242"),
             ("<38>1 - web01 sshd 4242 - -  Hello", "web01", "4242"),
             (
@@ -323,6 +370,8 @@ mod tests {
         for (line, program) in [
             ("Nov 21 10:00:00 web01 myapp[77]: GET /?q=sshd[1]: Failed", "myapp"),
             ("Nov 21 10:00:00 web01 sudo: bob : COMMAND=/bin/echo sshd[1]: Failed", "sudo"),
+            ("Nov 21 10:00:00 web01 wp(blog.example.com:8080)[9]: sshd: Failed", "wp(blog.example.com:8080)"),
+            ("Nov 21 10:00:00 web01 wp([2001:db8::1]:80): sshd: Failed", "wp([2001:db8::1]:80)"),
             (r#"<38>1 2026-11-21T10:00:00Z web01 myapp 7 - [x y="] sshd 1 - - Failed"] z"#, "myapp"),
         ] {
             assert_eq!(text(read(Format::Syslog, line.as_bytes()).expect(line).program), program, "{line}");
@@ -330,7 +379,9 @@ mod tests {
         for line in [
             "Failed password for root from 203.0.113.9 port 22 ssh2",
             "Nov 21 10:00:00 web01 last message repeated 2 times",
+            "Nov 21 10:00:00 web01 mail01 sshd[1]: x",
             "Nov 21 10:00:00web01 sshd[1]: x",
+            "[1795255200 web01] sshd[1]: x",
             r#"<38>1 2026-11-21T10:00:00Z web01 sshd 4242 - [a b="c] Hello"#,
             "",
         ] {
@@ -351,11 +402,31 @@ mod tests {
     }
 
     #[test]
-    fn a_leading_date_may_stand_in_brackets() {
-        for line in
-            ["[2026-11-21 10:00:00] Hello", "2026-11-21 10:00:00,123 Hello", "<11/21/2026:10:00:00> Hello"]
-        {
+    fn a_leading_date_may_stand_in_brackets_or_behind_a_word() {
+        for line in [
+            "[2026-11-21 10:00:00] Hello",
+            "2026-11-21 10:00:00,123 Hello",
+            "<11/21/2026:10:00:00> Hello",
+            "[20261121-10:00:00] Hello",
+            "L 11/21/2026 - 10:00:00: Hello",
+            "<W>2026-11-21 10:00:00.123 Hello",
+            "NOTICE    Nov 21 10:00:00.123 Hello",
+            "0b1e6e4c-9a3f-4c53-8d0e-1f2a3b4c5d6e 2026-11-21 10:00:00.123456 Hello",
+        ] {
             assert_eq!(text(read(Format::Date, line.as_bytes()).expect(line).message), "Hello");
+        }
+        for line in
+            ["type=USER_ERR msg=audit(1795255200.000:1): x", "node=a type=B msg=audit(1795255200.000:1): x"]
+        {
+            let header = read(Format::Date, line.as_bytes()).expect(line);
+            assert_eq!((header.stamp.unwrap().text(), text(header.message)), (&b"1795255200.000"[..], line));
+        }
+        for line in [
+            "Hello 2026-11-21 10:00:00",
+            "msg=audit(1795255200.000:1): x",
+            "node=type=B msg=audit(1795255200:1)",
+        ] {
+            assert_eq!(read(Format::Date, line.as_bytes()), None, "{line}");
         }
     }
 

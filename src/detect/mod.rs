@@ -337,9 +337,9 @@ mod tests {
 
     /// A rule from YAML without the parts that every rule has.
     fn rule(yaml: &str) -> Arc<Rule> {
-        let mut library = Library::default();
-        library.add("t.yaml", &format!("rule: t\nabout: x\nsamples: []\n{yaml}"));
-        Arc::new(library.compile("t", None).unwrap_or_else(|bad| panic!("{bad}")))
+        let text = format!("rule: t\nabout: x\nsamples: []\n{yaml}");
+        let file = crate::yaml::read("t.yaml", &text).unwrap_or_else(|fault| panic!("{fault}"));
+        Arc::new(compile::compile("t.yaml", &file, None, true).unwrap_or_else(|bad| panic!("{bad}")))
     }
 
     /// What the rules find in the lines, one text for each line: `INDEX:ADDRESS*WEIGHT`.

@@ -125,7 +125,9 @@ fn syslog(line: &[u8]) -> Option<Header<'_>> {
     if let Some((stamp, rest)) = bracketed_stamp(line) {
         return Some(Header { stamp: Some(stamp), ..tagged(rest)? });
     }
-    match Stamp::find_syslog(line) {
+    // multilog puts a TAI64N date before what a program says.
+    let found = if line.starts_with(b"@") { Stamp::find(line) } else { Stamp::find_syslog(line) };
+    match found {
         Some((stamp, rest @ [b' ', ..])) => Some(Header { stamp: Some(stamp), ..tagged(trim(rest))? }),
         Some(_) => None,
         None => tagged(line),
@@ -344,6 +346,7 @@ mod tests {
             ("Nov 21 10:00:00 web01 auth.info sshd[4242]: Hello", "web01", "4242"),
             ("Nov 21 10:00:00 web01 <auth.info> sshd[4242]: Hello", "web01", "4242"),
             ("Nov 21 10:00:00 <auth.info> web01 sshd[4242]: Hello", "web01", "4242"),
+            ("@400000006a203f3d0a8c5f2c sshd: Hello", "", ""),
             ("Nov 21 10:00:00 web01 web01 sshd[4242]: Hello", "web01", "4242"),
             ("[1795255200] sshd[4242]: Hello", "", "4242"),
             ("[2026-11-21 10:00:00.123] sshd[4242]: Hello", "", "4242"),

@@ -1,6 +1,7 @@
 //! Every command and every configuration that a document shows is run here, as it stands there.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -86,4 +87,20 @@ fn the_trial_shows_the_whole_way_and_leaves_nothing_behind() {
     }
     assert_eq!(shown.matches(": connected").count(), 2, "the clean one, and the unbanned one:\n{shown}");
     assert!(before == ruleset(), "the host is as it was");
+}
+
+#[test]
+fn the_trial_needs_no_root_where_plain_users_may_have_namespaces() {
+    let scene = Scene::new();
+    fs::set_permissions(scene.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = scene.path("nftjail");
+    fs::copy(env!("CARGO_BIN_EXE_nftjail"), &program).unwrap();
+    let mut user = Command::new("setpriv");
+    user.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program).arg("try");
+    let output = user.env("TMPDIR", "/tmp").current_dir("/").output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    match output.status.success() {
+        true => assert!(String::from_utf8_lossy(&output.stdout).contains("no answer")),
+        false => assert!(told.contains("no namespaces for plain users here"), "{told}"),
+    }
 }

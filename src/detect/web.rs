@@ -9,7 +9,7 @@ use super::header::{Client, Header, split_word, trim};
 /// chooses the user's name, the request, and lighttpd's HOST.
 pub(super) fn clf(line: &[u8]) -> Option<Header<'_>> {
     let quote = request_at(line)?;
-    let before = line[..quote].strip_suffix(b"] ")?;
+    let before = without_vhost(&line[..quote])?;
     let bracket = before.iter().rposition(|&b| b == b'[')?;
     let (stamp, _) = Stamp::find(&before[bracket + 1..])?;
     // Exactly one blank parts the words: a user may be nothing but blanks, and is a word all the same.
@@ -29,6 +29,14 @@ pub(super) fn clf(line: &[u8]) -> Option<Header<'_>> {
         message: &line[quote..],
         ..Header::default()
     })
+}
+
+/// What stands before the `] ` that ends the date; some put the virtual host's name, one word, behind it.
+fn without_vhost(before: &[u8]) -> Option<&[u8]> {
+    let end = before.windows(2).rposition(|pair| pair == b"] ")?;
+    let vhost = before[end + 2..].strip_suffix(b" ").unwrap_or(&before[end + 2..]);
+    let is_word = !vhost.iter().any(|byte| matches!(byte, b' ' | b'[' | b']'));
+    is_word.then_some(&before[..end])
 }
 
 /// Where the request's quote is: it is the first that the server itself wrote. Apache writes a quote in the
@@ -129,6 +137,7 @@ mod tests {
             ("192.0.2.1 - - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
             ("2001:db8::1 - bob [21/Nov/2026:10:00:00 +0000] ", "2001:db8::1", "bob"),
             ("www:80 192.0.2.1 - - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
+            ("192.0.2.1 - bob [21/Nov/2026:10:00:00 +0000] www.example.org ", "192.0.2.1", "bob"),
             ("203.0.113.9 192.0.2.1 - - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
             ("192.0.2.1 203.0.113.9 - [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", ""),
             ("192.0.2.1 203.0.113.9 bob [21/Nov/2026:10:00:00 +0000] ", "192.0.2.1", "bob"),

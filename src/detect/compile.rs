@@ -82,6 +82,7 @@ impl<'f> Compiler<'f> {
             about: file.about.clone(),
             formats: file.format.as_slice().to_vec(),
             program: file.program.clone(),
+            module: file.module.clone(),
             units: file.units.clone(),
             journalmatch: file.journalmatch.clone(),
             logpath: file.logpath.clone(),

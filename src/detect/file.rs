@@ -27,6 +27,9 @@ pub struct RuleFile {
     /// Whose lines, where the format names programs; a name may end with `*`. Empty: everybody's.
     #[serde(default)]
     pub program: Vec<String>,
+    /// Of which modules, where apache's error log names one; a name may end with `*`. Empty: of all.
+    #[serde(default)]
+    pub module: Vec<String>,
     /// The systemd units that show that the service exists.
     #[serde(default)]
     pub units: Vec<String>,

@@ -43,6 +43,8 @@ pub struct Header<'a> {
     pub stamp: Option<Stamp<'a>>,
     pub host: &'a [u8],
     pub program: &'a [u8],
+    /// The part of the program that speaks, as apache's error log names it.
+    pub module: &'a [u8],
     pub pid: &'a [u8],
     /// What the header says is the client; not yet proven to be an address.
     pub client: Option<Client<'a>>,

@@ -230,7 +230,8 @@ impl Listener {
             let Some(header) = reading.header(format) else { continue };
             let names_programs = matches!(format, Format::Syslog | Format::Kernel);
             memory.dated |= !is_entry && header.stamp.is_some();
-            if (names_programs || !header.program.is_empty()) && !rule.hears(header.program) {
+            let is_heard = (!names_programs && header.program.is_empty()) || rule.hears(header.program);
+            if !is_heard || !rule.hears_module(header.module) {
                 continue;
             }
             let is_whole = is_entry || rule.formats == [Format::None];

@@ -62,6 +62,7 @@ pub struct Rule {
     pub(super) about: String,
     pub(super) formats: Vec<Format>,
     pub(super) program: Vec<String>,
+    pub(super) module: Vec<String>,
     pub(super) units: Vec<String>,
     pub(super) journalmatch: Vec<String>,
     pub(super) logpath: Vec<String>,
@@ -131,11 +132,12 @@ impl Rule {
 
     /// Whether lines of `program` are its business.
     pub fn hears(&self, program: &[u8]) -> bool {
-        self.program.is_empty()
-            || self.program.iter().any(|name| match name.strip_suffix('*') {
-                Some(start) => program.starts_with(start.as_bytes()),
-                None => program == name.as_bytes(),
-            })
+        is_among(&self.program, program)
+    }
+
+    /// Whether what `module` says is its business; a line that names none may be of any.
+    pub fn hears_module(&self, module: &[u8]) -> bool {
+        module.is_empty() || is_among(&self.module, module)
     }
 
     /// How many bytes its automata hold.
@@ -144,6 +146,15 @@ impl Rule {
         let all = alone.chain(&self.joined).chain(self.prefilter.as_ref().map(|(regex, _)| regex));
         all.map(Regex::memory_usage).sum()
     }
+}
+
+/// Whether a name is one of these, of which some may end with `*`; none of these stands for all.
+fn is_among(names: &[String], name: &[u8]) -> bool {
+    names.is_empty()
+        || names.iter().any(|known| match known.strip_suffix('*') {
+            Some(start) => name.starts_with(start.as_bytes()),
+            None => name == known.as_bytes(),
+        })
 }
 
 /// What a matching pattern found in a message.

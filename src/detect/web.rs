@@ -78,7 +78,8 @@ pub(super) fn apache_error(line: &[u8]) -> Option<Header<'_>> {
         return None;
     }
     let mut modern = level.contains(&b':');
-    let mut header = Header { stamp, ..Header::default() };
+    let module = level.iter().position(|&b| b == b':').map_or(&b""[..], |colon| &level[..colon]);
+    let mut header = Header { stamp, module, ..Header::default() };
     if let Some((inner, after)) = bracketed(rest)
         && let Some(pid) = inner.strip_prefix(b"pid ")
     {

@@ -299,9 +299,7 @@ impl Daemon {
     }
 
     fn schedule_save(&mut self) {
-        if self.state.is_some() && self.save_at.is_none() {
-            self.save_at = Some(Instant::now() + SAVE_AFTER);
-        }
+        self.save_at.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
     }
 
     /// One consistent step for the state: positions, failures, and what the kernel took.
@@ -361,6 +359,7 @@ impl Daemon {
         self.follow(out);
     }
 
+    /// Without a state to keep it, what is to be saved is let go, so that it does not pile up.
     fn save(&mut self) {
         self.save_at = None;
         let step = self.unsaved.take().unwrap_or_else(|| Box::new(self.step()));

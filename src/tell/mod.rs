@@ -9,7 +9,9 @@ use crate::model::Event;
 pub fn log(event: &Event) {
     let text = message::text(event);
     match event {
-        Event::Failed { .. } | Event::Ignored { .. } | Event::Overdue { .. } => tracing::debug!("{text}"),
+        Event::Failed { .. } | Event::Ignored { .. } | Event::Overdue { .. } | Event::Restored { .. } => {
+            tracing::debug!("{text}");
+        }
         Event::Refused { .. } => tracing::error!("{text}"),
         _ => tracing::info!("{text}"),
     }

@@ -5,14 +5,13 @@ pub mod screen;
 
 use crate::model::Event;
 
-/// Writes an event to the agent's own log, each at its level.
+/// Writes an event to the agent's own log, each at its level. What is not asked for costs no text.
 pub fn log(event: &Event) {
-    let text = message::text(event);
     match event {
         Event::Failed { .. } | Event::Ignored { .. } | Event::Overdue { .. } | Event::Restored { .. } => {
-            tracing::debug!("{text}");
+            tracing::debug!("{}", message::text(event));
         }
-        Event::Refused { .. } => tracing::error!("{text}"),
-        _ => tracing::info!("{text}"),
+        Event::Refused { .. } => tracing::error!("{}", message::text(event)),
+        _ => tracing::info!("{}", message::text(event)),
     }
 }

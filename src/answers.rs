@@ -149,6 +149,7 @@ fn jail_status(jail: &Jail, config: &JailConfig) -> JailStatus {
         rule: config.rule.name().to_owned(),
         mode: config.mode.clone(),
         ports: config.ports.to_string(),
+        block: config.block,
         maxretry: terms.maxretry,
         findtime: Span(terms.findtime).to_string(),
         bantime: terms.bantime.to_string(),

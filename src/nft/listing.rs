@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::{Ipv4Subnets, Ipv6Subnets};
 
-use super::table::{Chain, Counter, Element, Family, Hook, Key, KeyType, Rule, Set, TABLE, Table};
+use super::table::{Answer, Chain, Counter, Element, Family, Hook, Key, KeyType, Rule, Set, TABLE, Table};
 use crate::model::{Dropped, Protocol};
 
 impl fmt::Display for Table {
@@ -224,11 +224,18 @@ impl fmt::Display for Rule {
             Rule::Accept { family: Family::Ipv6, set } => write!(f, "ip6 saddr @{set} accept"),
             Rule::JumpPorts { ports, chain } => write!(f, "meta l4proto . th dport @{ports} jump {chain}"),
             Rule::Jump { chain } => write!(f, "jump {chain}"),
-            Rule::Drop { family: Family::Ipv4, set, counter } => {
-                write!(f, "ip saddr @{set} counter name \"{counter}\" drop")
-            }
-            Rule::Drop { family: Family::Ipv6, set, counter } => {
-                write!(f, "ip6 saddr & ffff:ffff:ffff:ffff:: == @{set} counter name \"{counter}\" drop")
+            Rule::Drop { family, set, counter, answer } => {
+                let source = match family {
+                    Family::Ipv4 => "ip saddr",
+                    Family::Ipv6 => "ip6 saddr & ffff:ffff:ffff:ffff:: ==",
+                };
+                let (protocol, end) = match (answer, family) {
+                    (Answer::Nothing, _) => ("", "drop"),
+                    (Answer::Reset, _) => (" meta l4proto tcp", "reject with tcp reset"),
+                    (Answer::Unreachable, Family::Ipv4) => ("", "reject with icmp port-unreachable"),
+                    (Answer::Unreachable, Family::Ipv6) => ("", "reject with icmpv6 port-unreachable"),
+                };
+                write!(f, "{source} @{set}{protocol} counter name \"{counter}\" {end}")
             }
             Rule::Foreign(expressions) => write!(f, "# foreign: {expressions}"),
         }

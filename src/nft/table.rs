@@ -189,14 +189,45 @@ pub enum Rule {
     Jump {
         chain: String,
     },
-    /// Counts and drops sources in the set; IPv6 sources by their /64.
+    /// Counts and drops sources in the set, and answers them; IPv6 sources by their /64.
     Drop {
         family: Family,
         set: String,
         counter: String,
+        answer: Answer,
     },
     /// Not ours: the names of its expressions.
     Foreign(String),
+}
+
+impl Rule {
+    /// The set that the rule looks into.
+    pub fn set(&self) -> Option<&str> {
+        match self {
+            Rule::Accept { set, .. } | Rule::Drop { set, .. } | Rule::JumpPorts { ports: set, .. } => {
+                Some(set)
+            }
+            Rule::Jump { .. } | Rule::Foreign(_) => None,
+        }
+    }
+
+    /// The chain that the rule jumps to.
+    pub fn target(&self) -> Option<&str> {
+        match self {
+            Rule::Jump { chain } | Rule::JumpPorts { chain, .. } => Some(chain),
+            _ => None,
+        }
+    }
+}
+
+/// What the sender of a dropped packet hears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Nothing,
+    /// A TCP reset; the rule is for TCP alone.
+    Reset,
+    /// Port unreachable, by the ICMP of the rule's family.
+    Unreachable,
 }
 
 /// A ban as the kernel holds it, or as it shall.

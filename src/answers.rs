@@ -197,6 +197,7 @@ fn jail_status(jail: &Jail, config: &JailConfig) -> JailStatus {
         mode: config.mode.clone(),
         ports: config.ports.to_string(),
         paused: false,
+        block: config.block,
         maxretry: terms.maxretry,
         findtime: Span(terms.findtime).to_string(),
         bantime: terms.bantime.to_string(),

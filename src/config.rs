@@ -17,7 +17,7 @@ use crate::host::{Services, plain};
 use crate::jail::allow::Allow;
 use crate::jail::bantime::{Growth, Increment};
 use crate::jail::{FORGET, Terms};
-use crate::model::{Bantime, Cell, JailName, Layout, Ports, Protocol, Span};
+use crate::model::{Bantime, Block, Cell, JailName, Layout, Ports, Protocol, Span};
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
 
 /// Where the configuration is read from when nothing else is said.
@@ -41,6 +41,7 @@ pub struct JailConfig {
     pub mode: String,
     pub logpath: Vec<PathBuf>,
     pub ports: Ports,
+    pub block: Block,
     pub capacity: u32,
 }
 
@@ -74,6 +75,7 @@ impl Config {
             .map(|jail| Cell {
                 jail: jail.terms.name.clone(),
                 ports: jail.ports.clone(),
+                block: jail.block,
                 capacity: jail.capacity,
             })
             .collect();
@@ -147,6 +149,7 @@ struct Keys {
     bantime: Option<Text<Bantime>>,
     increment: Option<Spanned<IncrementKeys>>,
     ignoreip: Option<Many<Net>>,
+    block: Option<Block>,
     capacity: Option<Spanned<u32>>,
 }
 
@@ -369,6 +372,7 @@ impl Keys {
             bantime: upper.bantime.or(below.bantime),
             increment: upper.increment.or(below.increment),
             ignoreip: upper.ignoreip.or(below.ignoreip),
+            block: upper.block.or(below.block),
             capacity: upper.capacity.or(below.capacity),
         }
     }
@@ -417,8 +421,8 @@ impl Keys {
             ignoreip: Allow::new(&ignoreip),
             hears_bans,
         };
-        let capacity = self.capacity.map_or(CAPACITY, |number| number.value);
-        Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, capacity })
+        let (block, capacity) = (self.block.unwrap_or_default(), number(&self.capacity).unwrap_or(CAPACITY));
+        Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, block, capacity })
     }
 }
 
@@ -478,5 +482,38 @@ fn port(word: &str, services: &Services) -> Result<Vec<(Protocol, u16)>, String>
     match known.is_empty() {
         true => Err(yaml::unknown("service", word, &services.names())),
         false => Ok(known),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, Vec<Fault>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nftjail.yaml");
+        fs::write(&path, text).unwrap();
+        Config::load(Some(&path), &Services::of_this_host())
+    }
+
+    #[test]
+    fn a_jail_blocks_as_it_says_itself_then_as_the_defaults_say() {
+        let blocks = |text: &str| -> Vec<Block> {
+            load(text).unwrap().layout(&[]).cells.iter().map(|cell| cell.block).collect()
+        };
+        assert_eq!(blocks("jails: {sshd: {port: 22}}"), [Block::Drop]);
+        assert_eq!(blocks("jails: {sshd: {port: 22, block: reject}}"), [Block::Reject]);
+        let jails = "jails: {dovecot: {port: 993, block: drop}, sshd: {port: 22}}";
+        assert_eq!(blocks(&format!("defaults: {{block: reject}}\n{jails}")), [Block::Drop, Block::Reject]);
+    }
+
+    #[test]
+    fn a_mistyped_block_is_pointed_at() {
+        let told = |text: &str| load(text).unwrap_err()[0].clone();
+        let fault = told("jails:\n  sshd:\n    block: rejct\n");
+        assert_eq!((fault.line, fault.column), (3, 12));
+        assert_eq!(fault.message, "unknown word \"rejct\": did you mean reject?");
+        let fault = told("defaults: {block: deny}\n");
+        assert_eq!(fault.message, "unknown word \"deny\": there are drop, reject");
     }
 }

@@ -221,7 +221,7 @@ fn ban(standing: &Standing, now: Timestamp) -> Ban {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Cell, Ports};
+    use crate::model::{Block, Cell, Ports};
     use crate::nft::memory::Memory;
     use std::time::Duration;
 
@@ -230,7 +230,7 @@ mod tests {
     }
 
     fn layout(capacity: u32) -> Layout {
-        let cell = Cell { jail: "sshd".parse().unwrap(), ports: Ports::All, capacity };
+        let cell = Cell { jail: "sshd".parse().unwrap(), ports: Ports::All, block: Block::Drop, capacity };
         Layout { cells: vec![cell], never: Vec::new() }
     }
 

@@ -399,11 +399,23 @@ pub struct Dropped {
     pub bytes: u64,
 }
 
+/// What a banned host meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Block {
+    /// Silence: it waits until it gives up.
+    #[default]
+    Drop,
+    /// A refusal at once: a reset for TCP, port unreachable for everything else.
+    Reject,
+}
+
 /// What the kernel must hold for one jail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cell {
     pub jail: JailName,
     pub ports: Ports,
+    pub block: Block,
     /// The most elements each of its two sets may hold.
     pub capacity: u32,
 }

@@ -5,4 +5,5 @@ mod netns;
 mod nft;
 mod protects;
 mod refuses;
+mod rejects;
 mod scene;

@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::thread::sleep;
 use std::time::Duration;
 
-use nftjail::model::{Layout, Ports, Protocol};
+use nftjail::model::{Block, Layout, Ports, Protocol};
 use nftjail::nft::memory::Memory;
 use nftjail::nft::netlink::Netlink;
 use nftjail::nft::table::Standing;
@@ -305,6 +305,8 @@ fn foreign_things_in_our_table_are_read_and_removed() {
         "add rule inet nftjail jail_sshd ip saddr != @sshd_v4 counter name sshd_dropped drop",
         "add rule inet nftjail jail_sshd ip6 saddr & ffff:ffff:ffff:ff00:: == @sshd_v6 counter name sshd_dropped drop",
         "add rule inet nftjail jail_sshd ip daddr @sshd_v4 counter name sshd_dropped drop",
+        "add rule inet nftjail jail_sshd ip saddr @sshd_v4 counter name sshd_dropped reject",
+        "add rule inet nftjail jail_sshd ip saddr @sshd_v4 counter name sshd_dropped reject with icmp host-unreachable",
         "add rule inet nftjail jail_sshd goto jail_web",
         "add map inet nftjail m { type ipv4_addr : verdict; }\n\
          add element inet nftjail m { 10.0.0.1 : jump jail_web }",
@@ -357,6 +359,7 @@ fn the_printed_script_does_what_the_transaction_does() {
     let mut other = layout();
     other.cells.remove(1);
     other.cells[0].capacity = 5;
+    other.cells[1].block = Block::Reject;
     let bans =
         [ban("sshd", "192.0.2.1", 604_800), ban("sshd", "2001:db8::", 0), ban("recidive", "192.0.2.1", 1)];
     let (committed, scripts) = in_namespace(|| {
@@ -389,6 +392,7 @@ fn memory_holds_what_the_kernel_holds() {
         let mut other = layout();
         other.cells.rotate_left(1);
         other.cells[0].capacity = 9;
+        other.cells[1].block = Block::Reject;
         for layout in [layout(), other, Layout::default(), layout()] {
             for firewall in [&mut memory as &mut dyn Firewall, &mut netlink] {
                 let found = firewall.table(true).unwrap();

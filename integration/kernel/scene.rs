@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -60,6 +62,24 @@ impl Scene {
 
     /// A command on the attacker's side, which now has this address.
     pub fn on_attacker(&self, address: &str, program: &str) -> Command {
+        self.give_attacker(address);
+        inside(&self.attacker, program)
+    }
+
+    /// Runs something on a thread of its own on the attacker's side, which now has this address.
+    pub fn as_attacker<T: Send>(&self, address: &str, act: impl FnOnce() -> T + Send) -> T {
+        self.give_attacker(address);
+        let namespace = File::open(Path::new("/run/netns").join(&self.attacker)).unwrap();
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                act()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn give_attacker(&self, address: &str) {
         let length = if address.contains(':') { 128 } else { 32 };
         let net = format!("{address}/{length}");
         // An address that is there already is as good.
@@ -68,7 +88,6 @@ impl Scene {
             .args(address.contains(':').then_some("nodad"))
             .stderr(Stdio::null())
             .status();
-        inside(&self.attacker, program)
     }
 
     /// Whether a TCP connection from this address to this port of the server comes about.

@@ -139,7 +139,7 @@ fn perform_in(held: &mut Held, what: &Operation) -> Result<(), Fault> {
             }
         },
         Operation::DeleteSet(name) => {
-            free(table, |rule| set_of(rule) == Some(name))?;
+            free(table, |rule| rule.set() == Some(name))?;
             remove(&mut table.sets, |set| set.name == *name)?;
             held.elements.remove(name);
         }
@@ -168,12 +168,12 @@ fn perform_in(held: &mut Held, what: &Operation) -> Result<(), Fault> {
             chain.ok_or((None, Errno::NOENT))?.rules.clear();
         }
         Operation::DeleteChain(name) => {
-            free(table, |rule| chain_of(rule) == Some(name))?;
+            free(table, |rule| rule.target() == Some(name))?;
             remove(&mut table.chains, |chain| chain.name == *name)?;
         }
         Operation::AddRule { chain, rule } => {
-            let set_there = set_of(rule).is_none_or(|set| table.set(set).is_some());
-            let chain_there = chain_of(rule).is_none_or(|chain| table.chain(chain).is_some());
+            let set_there = rule.set().is_none_or(|set| table.set(set).is_some());
+            let chain_there = rule.target().is_none_or(|chain| table.chain(chain).is_some());
             let found = table.chains.iter_mut().find(|known| known.name == *chain);
             match found {
                 Some(found) if set_there && chain_there => found.rules.push(rule.clone()),
@@ -229,20 +229,6 @@ fn remove<T>(list: &mut Vec<T>, matches: impl Fn(&T) -> bool) -> Result<(), Faul
     Ok(())
 }
 
-fn set_of(rule: &Rule) -> Option<&String> {
-    match rule {
-        Rule::Accept { set, .. } | Rule::Drop { set, .. } | Rule::JumpPorts { ports: set, .. } => Some(set),
-        Rule::Jump { .. } | Rule::Foreign(_) => None,
-    }
-}
-
-fn chain_of(rule: &Rule) -> Option<&String> {
-    match rule {
-        Rule::Jump { chain } | Rule::JumpPorts { chain, .. } => Some(chain),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,7 +237,12 @@ mod tests {
 
     fn with_jail() -> (Memory, JailName) {
         let (mut memory, jail): (Memory, JailName) = (Memory::default(), "sshd".parse().unwrap());
-        let cell = crate::model::Cell { jail: jail.clone(), ports: crate::model::Ports::All, capacity: 1 };
+        let cell = crate::model::Cell {
+            jail: jail.clone(),
+            ports: crate::model::Ports::All,
+            block: crate::model::Block::Drop,
+            capacity: 1,
+        };
         let layout = Layout { cells: vec![cell], never: Vec::new() };
         memory.commit(&plan::install(&layout, None, &[])).unwrap();
         (memory, jail)

@@ -8,6 +8,7 @@ pub mod table;
 pub mod transaction;
 
 mod attribute;
+mod listing;
 mod reply;
 mod rule;
 mod wire;

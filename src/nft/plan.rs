@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::table::{Chain, Counter, Element, Family, Hook, Key, KeyType, Rule, Set, Standing, Table};
+use super::table::{Answer, Chain, Counter, Element, Family, Hook, Key, KeyType, Rule, Set, Standing, Table};
 use super::transaction::{ELEMENTS_MAX, Operation, Transaction};
-use crate::model::{Cell, Change, Dropped, JailName, Layout, Ports, Target, Timestamp};
+use crate::model::{Block, Cell, Change, Dropped, JailName, Layout, Ports, Target, Timestamp};
 
 const COMMENT: &str = "nftjail agent, layout 1";
 
@@ -37,16 +37,27 @@ pub fn wanted(layout: &Layout) -> Table {
                 rule
             }
         });
-        let drop = |family, suffix| {
-            let (set, counter) = (format!("{jail}_{suffix}"), format!("{jail}_dropped"));
-            Rule::Drop { family, set, counter }
-        };
-        let rules = vec![drop(Family::Ipv4, "v4"), drop(Family::Ipv6, "v6")];
-        chains.push(Chain { name: chain, hook: Hook::None, rules });
+        chains.push(Chain { name: chain, hook: Hook::None, rules: drops(cell) });
     }
     table.chains = vec![Chain { name: "prerouting".to_owned(), hook: Hook::Prerouting, rules: gate }];
     table.chains.extend(chains);
     table
+}
+
+/// The rules of a jail's chain. What is rejected is TCP first, since a reset is for TCP alone.
+fn drops(cell: &Cell) -> Vec<Rule> {
+    let answers: &[Answer] = match cell.block {
+        Block::Drop => &[Answer::Nothing],
+        Block::Reject => &[Answer::Reset, Answer::Unreachable],
+    };
+    let mut rules = Vec::new();
+    for (family, suffix) in [(Family::Ipv4, "v4"), (Family::Ipv6, "v6")] {
+        for &answer in answers {
+            let (set, counter) = (format!("{}_{suffix}", cell.jail), format!("{}_dropped", cell.jail));
+            rules.push(Rule::Drop { family, set, counter, answer });
+        }
+    }
+    rules
 }
 
 fn counter(jail: &JailName) -> Counter {
@@ -101,7 +112,7 @@ pub fn install(layout: &Layout, found: Option<&Table>, standing: &[Standing]) ->
         transaction.push(Operation::AddTable(COMMENT.to_owned()));
     }
     let old = if keep { held } else { &nothing };
-    let rules_stay = clear(&mut transaction, old, &wanted);
+    clear(&mut transaction, old, &wanted);
     for counter in wanted.counters.iter().filter(|counter| old.counter(&counter.name).is_none()) {
         let dropped = held.counter(&counter.name).map_or(counter.dropped, |held| held.dropped);
         transaction.push(Operation::AddCounter(Counter { name: counter.name.clone(), dropped }));
@@ -110,9 +121,7 @@ pub fn install(layout: &Layout, found: Option<&Table>, standing: &[Standing]) ->
     for set in &wanted.sets {
         fill(&mut transaction, set, old, held, standing.get(&set.name));
     }
-    if !rules_stay {
-        program(&mut transaction, old, &wanted);
-    }
+    program(&mut transaction, old, &wanted);
     transaction
 }
 
@@ -123,17 +132,15 @@ fn may_stay(found: &Table, wanted: &Table) -> bool {
 }
 
 /// Deletes what must not stay: rules first, since they hold the sets, then sets, which may hold chains.
-fn clear(transaction: &mut Transaction, old: &Table, wanted: &Table) -> bool {
+fn clear(transaction: &mut Transaction, old: &Table, wanted: &Table) {
     let sets: Vec<&Set> = old.sets.iter().filter(|set| !stays(set, wanted)).collect();
     let chains: Vec<&Chain> = old.chains.iter().filter(|chain| wanted.chain(&chain.name).is_none()).collect();
     let counters: Vec<&Counter> =
         old.counters.iter().filter(|counter| wanted.counter(&counter.name).is_none()).collect();
-    let same_rules = wanted.chains.iter().all(|chain| old.chain(&chain.name) == Some(chain));
-    let rules_stay = same_rules && sets.is_empty() && chains.is_empty() && counters.is_empty();
-    if rules_stay {
-        return true;
-    }
-    for chain in old.chains.iter().filter(|chain| !chain.rules.is_empty()) {
+    for chain in &old.chains {
+        if chain.rules.is_empty() || rules_stay(chain, old, wanted) {
+            continue;
+        }
         transaction.push(Operation::FlushChain(chain.name.clone()));
     }
     for set in sets {
@@ -145,7 +152,13 @@ fn clear(transaction: &mut Transaction, old: &Table, wanted: &Table) -> bool {
     for counter in counters {
         transaction.push(Operation::DeleteCounter(counter.name.clone()));
     }
-    false
+}
+
+/// Whether a chain of either table has the rules it shall have, and all sets they look into stay.
+fn rules_stay(chain: &Chain, old: &Table, wanted: &Table) -> bool {
+    let set_stays = |name: &str| old.set(name).is_some_and(|set| stays(set, wanted));
+    old.chain(&chain.name) == wanted.chain(&chain.name)
+        && chain.rules.iter().filter_map(Rule::set).all(set_stays)
 }
 
 fn stays(set: &Set, wanted: &Table) -> bool {
@@ -234,12 +247,12 @@ fn add(transaction: &mut Transaction, set: &str, elements: Vec<Element>) {
     }
 }
 
-/// Adds the chains that are not there, then all rules: every chain is empty by now.
+/// Adds the chains that are not there, then the rules of those that are empty by now.
 fn program(transaction: &mut Transaction, old: &Table, wanted: &Table) {
     for chain in wanted.chains.iter().filter(|chain| old.chain(&chain.name).is_none()) {
         transaction.push(Operation::AddChain(Chain { rules: Vec::new(), ..chain.clone() }));
     }
-    for chain in &wanted.chains {
+    for chain in wanted.chains.iter().filter(|chain| !rules_stay(chain, old, wanted)) {
         for rule in &chain.rules {
             transaction.push(Operation::AddRule { chain: chain.name.clone(), rule: rule.clone() });
         }
@@ -358,7 +371,7 @@ mod tests {
 
     #[test]
     fn where_not_all_fit_those_that_last_longest_are_installed() {
-        let cell = Cell { jail: jail("sshd"), ports: Ports::All, capacity: 2 };
+        let cell = Cell { jail: jail("sshd"), ports: Ports::All, block: Block::Drop, capacity: 2 };
         let layout = Layout { cells: vec![cell], never: Vec::new() };
         let standing = |addr: &str, seconds: Option<u64>| {
             let time = seconds.map(Duration::from_secs);
@@ -370,14 +383,37 @@ mod tests {
         assert!(script.contains("{ 192.0.2.2, 192.0.2.3 timeout 10s expires 10s }"), "{script}");
     }
 
+    #[test]
+    fn another_block_changes_the_rules_of_its_jail_and_nothing_else() {
+        let cell = |name| Cell { jail: jail(name), ports: Ports::All, block: Block::Drop, capacity: 2 };
+        let mut layout = Layout { cells: vec![cell("sshd"), cell("web")], never: Vec::new() };
+        let mut memory = Memory::default();
+        memory.commit(&install(&layout, None, &[])).unwrap();
+        memory.commit(&apply(&[ban("192.0.2.1", 60_000)], NOW)).unwrap();
+        layout.cells[0].block = Block::Reject;
+        let found = memory.table(true).unwrap();
+        let script = install(&layout, found.as_ref(), &[]).to_string();
+        let v4 = "add rule inet nftjail jail_sshd ip saddr @sshd_v4";
+        let v6 = "add rule inet nftjail jail_sshd ip6 saddr & ffff:ffff:ffff:ffff:: == @sshd_v6";
+        let expected = [
+            "flush chain inet nftjail jail_sshd",
+            &format!("{v4} meta l4proto tcp counter name \"sshd_dropped\" reject with tcp reset"),
+            &format!("{v4} counter name \"sshd_dropped\" reject with icmp port-unreachable"),
+            &format!("{v6} meta l4proto tcp counter name \"sshd_dropped\" reject with tcp reset"),
+            &format!("{v6} counter name \"sshd_dropped\" reject with icmpv6 port-unreachable"),
+        ];
+        assert_eq!(script.lines().collect::<Vec<_>>(), expected);
+    }
+
     fn layouts() -> impl Strategy<Value = Layout> {
         let ports = prop_oneof![
             Just(Ports::All),
             proptest::collection::btree_set(1u16..4, 1..3)
                 .prop_map(|ports| Ports::Some(ports.into_iter().map(|port| (Protocol::Tcp, port)).collect())),
         ];
-        let cell = (prop::sample::select(vec!["a", "b", "c"]), ports, 2u32..4)
-            .prop_map(|(name, ports, capacity)| Cell { jail: jail(name), ports, capacity });
+        let block = prop::sample::select(vec![Block::Drop, Block::Reject]);
+        let cell = (prop::sample::select(vec!["a", "b", "c"]), ports, block, 2u32..4)
+            .prop_map(|(name, ports, block, capacity)| Cell { jail: jail(name), ports, block, capacity });
         let never = prop::sample::subsequence(vec!["10.0.0.0/8", "10.0.0.0/9", "10.128.0.0/9", "::/0"], 0..4);
         (proptest::collection::vec(cell, 0..4), never).prop_map(|(mut cells, never)| {
             cells.sort_by_key(|cell| cell.jail.clone());

@@ -2,7 +2,8 @@
 #![forbid(unsafe_code)]
 
 use super::attribute::{self, Writer, find, find_be32, find_text};
-use super::table::{Family, Rule};
+use super::table::{Answer, Family, Rule};
+use crate::model::Protocol;
 
 // Numbers of include/uapi/linux/netfilter/nf_tables.h.
 const NFTA_LIST_ELEM: u16 = 1;
@@ -35,6 +36,8 @@ const NFTA_IMMEDIATE_DREG: u16 = 1;
 const NFTA_IMMEDIATE_DATA: u16 = 2;
 const NFTA_VERDICT_CODE: u16 = 1;
 const NFTA_VERDICT_CHAIN: u16 = 2;
+const NFTA_REJECT_TYPE: u16 = 1;
+const NFTA_REJECT_ICMP_CODE: u16 = 2;
 
 const NFT_META_NFPROTO: u32 = 15;
 const NFT_META_L4PROTO: u32 = 16;
@@ -46,6 +49,11 @@ const NFPROTO_IPV6: u8 = 10;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 const NFT_JUMP: u32 = -3i32 as u32;
+const NFT_REJECT_ICMP_UNREACH: u32 = 0;
+const NFT_REJECT_TCP_RST: u32 = 1;
+// Numbers of RFC 792 and RFC 4443.
+const ICMP_PORT_UNREACH: u8 = 3;
+const ICMPV6_PORT_UNREACH: u8 = 4;
 /// The first 16-byte register, where a lookup takes its key from.
 const NFT_REG_1: u32 = 1;
 /// The second 4-byte slot of that register, where the second part of a concatenation belongs.
@@ -64,6 +72,7 @@ enum Expression {
     Lookup { set: String },
     Counter { name: String },
     Verdict { code: u32, chain: Option<String> },
+    Reject { kind: u32, code: u8 },
     Foreign(String),
 }
 
@@ -114,17 +123,36 @@ fn expressions(rule: &Rule) -> Vec<Expression> {
             jump(chain),
         ],
         Rule::Jump { chain } => vec![jump(chain)],
-        Rule::Drop { family, set, counter } => {
+        Rule::Drop { family, set, counter, answer } => {
             let mut steps = source(family);
             if *family == Family::Ipv6 {
                 steps.push(Expression::Mask { mask: MASK_64.to_vec() });
             }
             steps.push(lookup(set));
+            if *answer == Answer::Reset {
+                steps.push(Expression::Meta { key: NFT_META_L4PROTO });
+                steps.push(Expression::Equal { value: vec![Protocol::Tcp as u8] });
+            }
             steps.push(Expression::Counter { name: counter.clone() });
-            steps.push(Expression::Verdict { code: NF_DROP, chain: None });
+            steps.push(end(*answer, *family));
             steps
         }
         Rule::Foreign(name) => vec![Expression::Foreign(name.clone())],
+    }
+}
+
+/// How a dropped packet ends: a reject drops too. The family's own ICMP is named, although `icmpx` would do for both:
+/// nft 1.0.6 prints `icmpx port-unreachable` as a mere `reject`, and reads that back as the family's own.
+fn end(answer: Answer, family: Family) -> Expression {
+    match (answer, family) {
+        (Answer::Nothing, _) => Expression::Verdict { code: NF_DROP, chain: None },
+        (Answer::Reset, _) => Expression::Reject { kind: NFT_REJECT_TCP_RST, code: 0 },
+        (Answer::Unreachable, Family::Ipv4) => {
+            Expression::Reject { kind: NFT_REJECT_ICMP_UNREACH, code: ICMP_PORT_UNREACH }
+        }
+        (Answer::Unreachable, Family::Ipv6) => {
+            Expression::Reject { kind: NFT_REJECT_ICMP_UNREACH, code: ICMPV6_PORT_UNREACH }
+        }
     }
 }
 
@@ -134,13 +162,23 @@ fn recognize(found: &[Expression]) -> Option<Rule> {
         Some(Expression::Equal { value }) if value == &[NFPROTO_IPV6] => Family::Ipv6,
         _ => Family::Ipv4,
     };
+    let drop = |set: &String, counter: &String, answer| {
+        Some(Rule::Drop { family, set: set.clone(), counter: counter.clone(), answer })
+    };
     match found {
         [Expression::Verdict { chain: Some(chain), .. }] => Some(Rule::Jump { chain: chain.clone() }),
         [_, _, Expression::Lookup { set }, Expression::Verdict { chain: Some(chain), .. }] => {
             Some(Rule::JumpPorts { ports: set.clone(), chain: chain.clone() })
         }
-        [.., Expression::Lookup { set }, Expression::Counter { name }, Expression::Verdict { .. }] => {
-            Some(Rule::Drop { family, set: set.clone(), counter: name.clone() })
+        [.., Expression::Lookup { set }, Expression::Counter { name }, end] => {
+            let answer = match end {
+                Expression::Verdict { .. } => Answer::Nothing,
+                _ => Answer::Unreachable,
+            };
+            drop(set, name, answer)
+        }
+        [.., Expression::Lookup { set }, _, _, Expression::Counter { name }, _] => {
+            drop(set, name, Answer::Reset)
         }
         [.., Expression::Lookup { set }, Expression::Verdict { .. }] => {
             Some(Rule::Accept { family, set: set.clone() })
@@ -159,6 +197,7 @@ impl Expression {
             Expression::Lookup { .. } => "lookup",
             Expression::Counter { .. } => "objref",
             Expression::Verdict { .. } => "immediate",
+            Expression::Reject { .. } => "reject",
             Expression::Foreign(name) => name,
         }
     }
@@ -208,6 +247,10 @@ impl Expression {
                         }
                     });
                 });
+            }
+            Expression::Reject { kind, code } => {
+                writer.be32(NFTA_REJECT_TYPE, *kind);
+                writer.bytes(NFTA_REJECT_ICMP_CODE, &[*code]);
             }
             Expression::Foreign(_) => {}
         });
@@ -262,6 +305,11 @@ impl Expression {
                 let chain = find_text(verdict, NFTA_VERDICT_CHAIN);
                 Some(Expression::Verdict { code: find_be32(verdict, NFTA_VERDICT_CODE)?, chain })
             }
+            "reject" => {
+                // The kernel tells no code for a reset.
+                let code = find(data, NFTA_REJECT_ICMP_CODE).unwrap_or(&[0]);
+                Some(Expression::Reject { kind: number(NFTA_REJECT_TYPE)?, code: *code.first()? })
+            }
             _ => None,
         }
     }
@@ -280,14 +328,18 @@ mod tests {
 
     fn ours() -> Vec<Rule> {
         let (set, counter, chain) = (|| "a_v4".to_owned(), || "a_dropped".to_owned(), || "jail_a".to_owned());
-        vec![
+        let mut rules = vec![
             Rule::Accept { family: Family::Ipv4, set: set() },
             Rule::Accept { family: Family::Ipv6, set: set() },
-            Rule::Drop { family: Family::Ipv4, set: set(), counter: counter() },
-            Rule::Drop { family: Family::Ipv6, set: set(), counter: counter() },
             Rule::JumpPorts { ports: set(), chain: chain() },
             Rule::Jump { chain: chain() },
-        ]
+        ];
+        for answer in [Answer::Nothing, Answer::Reset, Answer::Unreachable] {
+            for family in [Family::Ipv4, Family::Ipv6] {
+                rules.push(Rule::Drop { family, set: set(), counter: counter(), answer });
+            }
+        }
+        rules
     }
 
     #[test]
@@ -317,8 +369,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(noise in proptest::collection::vec(any::<u8>(), 0..64), at in 0usize..400) {
-            let mut bytes = written(&ours()[3]);
+        fn no_bytes_make_it_panic(
+            which in any::<usize>(),
+            noise in proptest::collection::vec(any::<u8>(), 0..64),
+            at in 0usize..500,
+        ) {
+            let mut bytes = written(&ours()[which % ours().len()]);
             let at = at.min(bytes.len());
             bytes.truncate(at);
             bytes.extend(noise);

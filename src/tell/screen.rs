@@ -125,7 +125,7 @@ fn columns(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Dropped;
+    use crate::model::{Block, Dropped};
 
     fn sample() -> Status {
         Status {
@@ -141,6 +141,7 @@ mod tests {
                 mode: "normal".to_owned(),
                 ports: "22/tcp".to_owned(),
                 paused: false,
+                block: Block::Drop,
                 maxretry: 5,
                 findtime: "10m".to_owned(),
                 bantime: "1h".to_owned(),

@@ -69,6 +69,9 @@ enum Verb {
         /// For how long: 10m, 1h30m, 1w, forever; the jail's own bantime where left out
         #[arg(long = "for", value_name = "BANTIME")]
         bantime: Option<Bantime>,
+        /// Even if this very session comes from there
+        #[arg(long)]
+        force: bool,
     },
     /// Lift the bans of an address
     Unban {
@@ -222,7 +225,14 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
             let Response::Bans(bans) = answer else { return Err(astray()) };
             if json { print_json(&bans) } else { print(&screen::bans(&bans, host::now())) }
         }
-        Verb::Ban { jail, target, bantime } => told(&socket, &Request::Ban { jail, target, bantime }),
+        Verb::Ban { jail, target, bantime, force } => {
+            let session = std::env::var("SSH_CONNECTION").unwrap_or_default();
+            if !force && comes_from(&session, target) {
+                let why = "your own ssh session comes from there, and would end: say --force if you mean it";
+                return Err(Trouble::Failed(format!("{target} is not banned: {why}")));
+            }
+            told(&socket, &Request::Ban { jail, target, bantime })
+        }
         Verb::Unban { target, jail } => told(&socket, &Request::Unban { target, jail }),
         Verb::Reload => told(&socket, &Request::Reload),
         Verb::Match { rule, mode, rules, json, missed, explain, file } => {
@@ -242,6 +252,13 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Whether the session that SSH_CONNECTION tells of (ssh(1): client, its port, server, its port) comes from here.
+fn comes_from(session: &str, target: Target) -> bool {
+    // A link-local address names its interface too: fe80::1%eth0.
+    let client = session.split([' ', '%']).next().and_then(|client| client.parse().ok());
+    client.is_some_and(|client| Target::of(client) == target)
 }
 
 fn ask(socket: &Path, request: &Request) -> Result<Response, Trouble> {
@@ -309,4 +326,22 @@ fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
         if count == 1 { "jail" } else { "jails" }
     );
     print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_session_of_ssh_comes_from_its_first_word() {
+        for (session, target, wanted) in [
+            ("203.0.113.9 50000 198.51.100.1 22", "203.0.113.9", true),
+            ("203.0.113.9 50000 198.51.100.1 22", "198.51.100.1", false),
+            ("2001:db8:66::9 50000 2001:db8:51::1 22", "2001:db8:66::/64", true),
+            ("fe80::9%eth0 50000 fe80::1%eth0 22", "fe80::/64", true),
+            ("", "203.0.113.9", false),
+        ] {
+            assert_eq!(comes_from(session, target.parse().unwrap()), wanted, "{session}");
+        }
+    }
 }

@@ -21,23 +21,25 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("enforcer", &["model", "nft"]),
     ("sources", &["status", "model", "acquire", "bell"]),
     ("state", &["model", "host"]),
-    ("config", &["model", "yaml", "host", "detect", "jail"]),
+    ("never", &["yaml", "host"]),
+    ("config", &["model", "yaml", "host", "detect", "jail", "never"]),
     ("control", &["status", "model", "host"]),
     ("lab", &["host", "rtnetlink"]),
     (
         "daemon",
         &[
             "model", "yaml", "detect", "jail", "nft", "tell", "bell", "engine", "enforcer", "sources",
-            "state", "config", "control", "host", "answers",
+            "state", "config", "control", "host", "answers", "never", "spare",
         ],
     ),
+    ("spare", &["daemon", "enforcer", "host", "jail", "never"]),
     (
         "answers",
         &["status", "model", "yaml", "jail", "tell", "engine", "config", "control", "host", "daemon"],
     ),
     ("trial", &["status", "model", "detect", "nft", "tell", "config", "control", "host", "lab"]),
     ("matching", &["acquire", "detect", "host"]),
-    ("replay", &["status", "model", "acquire", "detect", "jail", "engine", "config", "host"]),
+    ("replay", &["status", "model", "acquire", "detect", "engine", "config", "host"]),
     (
         "cli",
         &[

@@ -87,7 +87,7 @@ impl Daemon {
             now: host::now(),
             pending: self.pending,
             sources: self.sources.status().into_iter().filter(|source| listened(&source.name)).collect(),
-            troubles: self.troubles.clone(),
+            troubles: self.troubles.iter().chain(self.config.known.troubles()).cloned().collect(),
             jails,
         }
     }

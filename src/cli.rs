@@ -73,6 +73,9 @@ enum Verb {
         /// Read addresses from standard input, one in each line
         #[arg(long)]
         stdin: bool,
+        /// Even if this very session comes from there
+        #[arg(long)]
+        force: bool,
     },
     /// Lift bans: of an address, of a network, or all
     Unban {
@@ -239,7 +242,13 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
             let Response::Bans(bans) = answer else { return Err(astray()) };
             if json { print_json(&bans) } else { print(&screen::bans(&bans, host::now())) }
         }
-        Verb::Ban { jail, targets, bantime, stdin } => ban(&socket, &jail, targets, bantime, stdin),
+        Verb::Ban { jail, targets, bantime, stdin, force } => {
+            let targets = targets_with(targets, stdin)?;
+            if !force {
+                spare_this_session(&targets)?;
+            }
+            ban(&socket, &jail, &targets, bantime)
+        }
         Verb::Unban { whom, jail, .. } => {
             told(&socket, &Request::Unban { whom: whom.unwrap_or(Whom::Everybody), jail })
         }
@@ -266,6 +275,13 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
     }
 }
 
+/// Whether the session that SSH_CONNECTION tells of (ssh(1): client, its port, server, its port) comes from here.
+fn comes_from(session: &str, target: Target) -> bool {
+    // A link-local address names its interface too: fe80::1%eth0.
+    let client = session.split([' ', '%']).next().and_then(|client| client.parse().ok());
+    client.is_some_and(|client| Target::of(client) == target)
+}
+
 fn ask(socket: &Path, request: &Request) -> Result<Response, Trouble> {
     match control::ask(socket, request)? {
         Response::Failed { why, message } => Err(match why {
@@ -284,25 +300,37 @@ const BANS_AT_ONCE: usize = 1_000;
 fn ban(
     socket: &Path,
     jail: &JailName,
-    mut targets: Vec<Target>,
+    targets: &[Target],
     bantime: Option<Bantime>,
-    stdin: bool,
 ) -> Result<ExitCode, Trouble> {
-    if stdin {
-        for (number, line) in io::stdin().lock().lines().enumerate() {
-            let line = line?;
-            if !line.trim().is_empty() {
-                let target = line.trim().parse().map_err(|why| {
-                    Trouble::Failed(format!("line {}: {why}; nobody was banned", number + 1))
-                })?;
-                targets.push(target);
-            }
-        }
-    }
     for some in targets.chunks(BANS_AT_ONCE) {
         told(socket, &Request::Ban { jail: jail.clone(), targets: some.to_vec(), bantime })?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The targets, and those that standard input names, where it is to be read.
+fn targets_with(mut targets: Vec<Target>, stdin: bool) -> Result<Vec<Target>, Trouble> {
+    let lines = stdin.then(|| io::stdin().lock().lines());
+    for (number, line) in lines.into_iter().flatten().enumerate() {
+        let line = line?;
+        if !line.trim().is_empty() {
+            let wrong = |why| Trouble::Failed(format!("line {}: {why}; nobody was banned", number + 1));
+            targets.push(line.trim().parse().map_err(wrong)?);
+        }
+    }
+    Ok(targets)
+}
+
+fn spare_this_session(targets: &[Target]) -> Result<(), Trouble> {
+    let session = std::env::var("SSH_CONNECTION").unwrap_or_default();
+    match targets.iter().find(|target| comes_from(&session, **target)) {
+        None => Ok(()),
+        Some(target) => {
+            let why = "your own ssh session comes from there, and would end: say --force if you mean it";
+            Err(Trouble::Failed(format!("{target} is not banned: {why}")))
+        }
+    }
 }
 
 fn astray() -> Trouble {
@@ -358,4 +386,22 @@ fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
         if count == 1 { "jail" } else { "jails" }
     );
     print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_session_of_ssh_comes_from_its_first_word() {
+        for (session, target, wanted) in [
+            ("203.0.113.9 50000 198.51.100.1 22", "203.0.113.9", true),
+            ("203.0.113.9 50000 198.51.100.1 22", "198.51.100.1", false),
+            ("2001:db8:66::9 50000 2001:db8:51::1 22", "2001:db8:66::/64", true),
+            ("fe80::9%eth0 50000 fe80::1%eth0 22", "fe80::/64", true),
+            ("", "203.0.113.9", false),
+        ] {
+            assert_eq!(comes_from(session, target.parse().unwrap()), wanted, "{session}");
+        }
+    }
 }

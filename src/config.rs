@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +16,7 @@ use crate::jail::allow::Allow;
 use crate::jail::bantime::{Growth, Increment};
 use crate::jail::{FORGET, Terms};
 use crate::model::{Bantime, Block, Cell, JailName, Layout, Ports, Protocol, Span};
+use crate::never::{self, Entry, Known};
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
 
 /// Where the configuration is read from when nothing else is said.
@@ -28,8 +27,12 @@ pub const CONFIG_DIR: &str = "/etc/nftjail";
 pub struct Config {
     /// In order of their names; those with `enabled: false` are left out.
     pub jails: Vec<JailConfig>,
-    /// Whom no jail bans, beside the host's own addresses.
-    pub never: Vec<IpNet>,
+    /// Whom no jail bans, beside those whom this host cannot do without.
+    pub ignoreip: Vec<Entry>,
+    /// Hosts of this host's local networks are banned like all others.
+    pub ban_local: bool,
+    /// What the files and names in every `ignoreip` stand for now.
+    pub known: Known,
     /// The files it was read from; empty where there are none, and the built-in sshd jail serves.
     pub files: Vec<PathBuf>,
 }
@@ -43,6 +46,8 @@ pub struct JailConfig {
     pub ports: Ports,
     pub block: Block,
     pub capacity: u32,
+    /// As it is written; `terms.ignoreip` is what it stood for when it was read.
+    pub ignoreip: Vec<Entry>,
 }
 
 impl Config {
@@ -63,11 +68,20 @@ impl Config {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let never = sheet.defaults.ignoreip.iter().flat_map(|nets| &nets.0).map(|net| net.0).collect();
-        Ok(Config { jails: sheet.resolve(&library, services)?, never, files })
+        let ignoreip: Vec<Entry> = sheet.defaults.ignoreip().cloned().collect();
+        let ban_local = sheet.defaults.ban_local.as_ref().is_some_and(|key| key.value);
+        let mut jails = sheet.resolve(&library, services)?;
+        let known = Known::new(jails.iter().flat_map(|jail| &jail.ignoreip).chain(&ignoreip));
+        jails.iter_mut().for_each(|jail| jail.terms.ignoreip = Allow::new(&known.nets(&jail.ignoreip)));
+        Ok(Config { jails, ignoreip, ban_local, known, files })
     }
 
-    /// What the kernel must hold; `own` are the host's addresses.
+    /// Whom no jail bans; `own` are those whom this host cannot do without.
+    pub fn never(&self, own: &[IpNet]) -> Allow {
+        Allow::new(self.known.nets(&self.ignoreip).iter().chain(own))
+    }
+
+    /// What the kernel must hold; `own` are those whom this host cannot do without.
     pub fn layout(&self, own: &[IpNet]) -> Layout {
         let cells = self
             .jails
@@ -80,7 +94,8 @@ impl Config {
             })
             .collect();
         let loopback = ["127.0.0.0/8", "::1/128"].map(|net| net.parse().expect("a net"));
-        Layout { cells, never: self.never.iter().chain(own).copied().chain(loopback).collect() }
+        let listed = self.known.nets(&self.ignoreip).into_iter();
+        Layout { cells, never: listed.chain(own.iter().copied()).chain(loopback).collect() }
     }
 }
 
@@ -148,7 +163,8 @@ struct Keys {
     findtime: Option<Text<Span>>,
     bantime: Option<Text<Bantime>>,
     increment: Option<Spanned<IncrementKeys>>,
-    ignoreip: Option<Many<Net>>,
+    ignoreip: Option<Spanned<Many<Entry>>>,
+    ban_local: Option<Spanned<bool>>,
     block: Option<Block>,
     capacity: Option<Spanned<u32>>,
 }
@@ -184,24 +200,6 @@ impl IncrementKeys {
             forget: length(&self.forget, FORGET),
             forever_at: self.forever_at.filter(|number| *number > 0),
         })
-    }
-}
-
-/// A network, or an address as a network of one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Net(IpNet);
-
-impl FromStr for Net {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-        let net =
-            net.map_err(|_| format!("\"{text}\" is neither an address nor a network such as 192.0.2.0/24"))?;
-        if net.trunc() != net {
-            return Err(format!("{net} has bits beyond its prefix: write {}", net.trunc()));
-        }
-        Ok(Net(net))
     }
 }
 
@@ -246,6 +244,9 @@ impl Sheet {
             faults.push(fault(&source, key.defined, "this belongs to a jail, not to defaults"));
         }
         for (name, jail) in jails.iter().flatten() {
+            if let Some(key) = &jail.keys.ban_local {
+                faults.push(fault(&source, key.defined, "this belongs to defaults, not to a jail"));
+            }
             faults.extend(jail.keys.faults(Some(name), &source, library, services));
         }
         if faults.is_empty() { Ok(Sheet { defaults, jails }) } else { Err(faults) }
@@ -349,12 +350,23 @@ impl Keys {
         {
             faults.push(fault(source, increment.defined, message));
         }
+        for list in self.ignoreip().filter_map(Entry::file) {
+            let place = self.ignoreip.as_ref().map_or(Location::UNKNOWN, |key| key.defined);
+            faults.extend(never::read(list).err().into_iter().flatten().map(|wrong| match wrong.line {
+                0 => fault(source, place, format!("{}: {}", wrong.file, wrong.message)),
+                _ => wrong,
+            }));
+        }
         for (key, most) in [(&self.maxretry, MAXRETRY_MAX), (&self.capacity, CAPACITY_MAX)] {
             if let Some(number) = key.as_ref().filter(|number| !(1..=most).contains(&number.value)) {
                 faults.push(fault(source, number.defined, format!("this must be from 1 to {most}")));
             }
         }
         faults
+    }
+
+    fn ignoreip(&self) -> impl Iterator<Item = &Entry> {
+        self.ignoreip.iter().flat_map(|key| &key.value.0)
     }
 
     /// These keys, and those of `below` where nothing is said.
@@ -373,6 +385,7 @@ impl Keys {
             increment: upper.increment.or(below.increment),
             ignoreip: upper.ignoreip.or(below.ignoreip),
             block: upper.block.or(below.block),
+            ban_local: upper.ban_local.or(below.ban_local),
             capacity: upper.capacity.or(below.capacity),
         }
     }
@@ -386,6 +399,7 @@ impl Keys {
         library: &Library,
         services: &Services,
     ) -> Result<JailConfig, String> {
+        let ignoreip = self.ignoreip().cloned().collect();
         let rule_name = self.rule.map_or_else(|| name.to_string(), |rule| rule.value);
         let names: Vec<&str> = library.names().collect();
         if !names.contains(&rule_name.as_str()) {
@@ -404,7 +418,6 @@ impl Keys {
             None => default_logpath(rule.logpath()),
         };
         let ports = ports(self.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
-        let ignoreip: Vec<IpNet> = self.ignoreip.iter().flat_map(|nets| &nets.0).map(|net| net.0).collect();
         let increment = self.increment.map(|keys| keys.value.increment()).transpose()?;
         let (findtime, bantime) = match hears_bans {
             true => (own.findtime.or(RECIDIVE_FINDTIME), own.bantime.or(RECIDIVE_BANTIME)),
@@ -418,11 +431,11 @@ impl Keys {
             findtime: findtime.map_or(TEN_MINUTES, |span| span.0.0),
             bantime: bantime.map_or(Bantime::For(TEN_MINUTES), |time| time.0),
             increment,
-            ignoreip: Allow::new(&ignoreip),
+            ignoreip: Allow::default(),
             hears_bans,
         };
         let (block, capacity) = (self.block.unwrap_or_default(), number(&self.capacity).unwrap_or(CAPACITY));
-        Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, block, capacity })
+        Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, block, capacity, ignoreip })
     }
 }
 

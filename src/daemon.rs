@@ -20,9 +20,9 @@ use crate::detect::{self, Clock};
 use crate::enforcer::{Done, Enforcer, Restore};
 use crate::engine::{Engine, Listener, Outcome};
 use crate::host::{self, AddressWatch, Services, plain};
-use crate::jail::allow::Allow;
 use crate::jail::{FORGET, Jail};
 use crate::model::{Ban, Change, Event, Timestamp};
+use crate::never;
 use crate::nft::Refusal;
 use crate::nft::netlink::Netlink;
 use crate::sources::{DateOf, Sources};
@@ -73,7 +73,9 @@ const SAVE_AFTER: Duration = Duration::from_secs(1);
 pub struct Daemon {
     places: Places,
     pub(crate) config: Config,
-    own: Vec<IpNet>,
+    /// Whom this host cannot do without.
+    pub(crate) own: Vec<IpNet>,
+    watch: never::Watch,
     zone: TimeZone,
     pub(crate) engine: Engine,
     pub(crate) enforcer: Enforcer,
@@ -113,19 +115,21 @@ struct Wakers {
 
 impl Daemon {
     async fn start(places: &Places) -> Result<(Daemon, Wakers, JoinHandle<()>), Stopped> {
-        let config =
+        let mut config =
             Config::load(places.config.as_deref(), &Services::of_this_host()).map_err(bad_configuration)?;
         let listener = control::listen(&places.socket).map_err(Stopped::Failed)?;
         let kernel = Netlink::open().map_err(refused)?;
         let (enforcer, done, thread) = Enforcer::spawn(Box::new(kernel), host::now);
-        let own = host::own_addresses().map_err(|error| Stopped::Failed(plain(&error)))?;
+        let own = never::of_this_host(config.ban_local).map_err(|error| Stopped::Failed(plain(&error)))?;
+        let mut watch = never::Watch::over(&config.known);
+        watch.first_word(&mut config.known).await;
         let (state, saved, troubles) = open_state(&places.state);
         let standing =
             enforcer.install(config.layout(&own), Restore::AfterReboot(saved.bans)).await.map_err(refused)?;
 
         let (paths, listeners) = listeners(&config);
         let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
-        let mut engine = Engine::new(terms, listeners, never(&config, &own), host::secret());
+        let mut engine = Engine::new(terms, listeners, config.never(&own), host::secret());
         saved.memories.into_iter().for_each(|memory| engine.restore_memory(memory));
         restore(&mut engine, standing);
         let zone = TimeZone::system();
@@ -140,6 +144,7 @@ impl Daemon {
             places: places.clone(),
             config,
             own,
+            watch,
             zone,
             engine,
             enforcer,
@@ -159,6 +164,7 @@ impl Daemon {
     }
 
     async fn run(mut self, mut wakers: Wakers) {
+        self.spare();
         loop {
             let more = self.may_read() && self.read_logs();
             let wake_at = self.wake_at();
@@ -174,9 +180,11 @@ impl Daemon {
                 Some(done) = wakers.done.recv() => self.handle_done(done).await,
                 Some(asked) = wakers.questions.recv() => self.handle_question(asked).await,
                 () = wakers.address_bell.rung() => {
-                    wakers.addresses.clear();
-                    self.handle_addresses().await;
+                    if wakers.addresses.take_news() {
+                        self.handle_addresses().await;
+                    }
                 }
+                Some(news) = self.watch.news() => self.handle_news(news).await,
                 () = self.sources.changed() => {}
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
                 () = tokio::task::yield_now(), if more => {}
@@ -317,15 +325,16 @@ impl Daemon {
 
     /// Reads the configuration again and goes on by it, or by the old one where it is not in order.
     pub(crate) async fn reload(&mut self) -> Response {
-        let config = match Config::load(self.places.config.as_deref(), &Services::of_this_host()) {
+        let mut config = match Config::load(self.places.config.as_deref(), &Services::of_this_host()) {
             Ok(config) => config,
             Err(faults) => return failed(Failed::BadConfiguration, faults_text(&faults)),
         };
-        let standing =
-            match self.enforcer.install(config.layout(&self.own), Restore::Missing(Vec::new())).await {
-                Ok(standing) => standing,
-                Err(refusal) => return failed(Failed::Refused, refusal.to_string()),
-            };
+        config.known.inherit(&self.config.known);
+        let own = never::of_this_host(config.ban_local).unwrap_or_else(|_| self.own.clone());
+        let standing = match self.enforcer.install(config.layout(&own), Restore::Missing(Vec::new())).await {
+            Ok(standing) => standing,
+            Err(refusal) => return failed(Failed::Refused, refusal.to_string()),
+        };
         let (paths, listeners) = listeners(&config);
         let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
         self.engine.amend(terms, listeners);
@@ -335,28 +344,13 @@ impl Daemon {
         {
             return failed(Failed::Refused, plain(&error));
         }
-        let out = self.engine.handle_never(never(&config, &self.own));
-        self.follow(out);
+        self.own = own;
+        self.watch = never::Watch::over(&config.known);
         self.config = config;
+        self.spare();
         let truth = tell::screen::truth(&self.status(None));
         tracing::info!("reloaded: {truth}");
         Response::Done(format!("reloaded: {truth}"))
-    }
-
-    /// The host's own addresses changed: the new ones must pass, the old ones no longer.
-    async fn handle_addresses(&mut self) {
-        let Ok(own) = host::own_addresses() else { return };
-        if own == self.own {
-            return;
-        }
-        self.own = own;
-        if let Err(refusal) =
-            self.enforcer.install(self.config.layout(&self.own), Restore::Missing(Vec::new())).await
-        {
-            tracing::error!("the host's new addresses are not protected in the kernel: {refusal}");
-        }
-        let out = self.engine.handle_never(never(&self.config, &self.own));
-        self.follow(out);
     }
 
     /// Without a state to keep it, what is to be saved is let go, so that it does not pile up.
@@ -446,10 +440,6 @@ fn listeners(config: &Config) -> (Vec<PathBuf>, Vec<Vec<Listener>>) {
 fn date_of(zone: &TimeZone) -> DateOf {
     let zone = zone.clone();
     Arc::new(move |line| detect::date_of(line, host::now(), &zone))
-}
-
-fn never(config: &Config, own: &[IpNet]) -> Allow {
-    Allow::new(config.never.iter().chain(own))
 }
 
 fn longest_findtime(config: &Config) -> Duration {

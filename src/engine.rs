@@ -89,12 +89,22 @@ impl Engine {
             .collect();
     }
 
-    /// Whom no jail bans from now on. Standing bans of them are lifted.
+    /// Whom one jail does not ban from now on. [`Engine::handle_never`] lifts the standing bans of them.
+    pub fn spare(&mut self, jail: &JailName, ignoreip: Allow) {
+        if let Some(jail) = self.jails.iter_mut().find(|held| held.terms().name == *jail) {
+            jail.spare(ignoreip);
+        }
+    }
+
+    /// Whom no jail bans from now on. Standing bans of them are lifted, and of those whom their own jail spares.
     pub fn handle_never(&mut self, never: Allow) -> Outcome {
         self.never = never;
         let mut out = Outcome::default();
         for jail in &self.jails {
-            let spared = jail.bans().filter(|ban| self.never.covers(ban.target.network()));
+            let spares = |target: Target| {
+                self.never.covers(target.network()) || jail.terms().ignoreip.touches(target.net())
+            };
+            let spared = jail.bans().filter(|ban| spares(ban.target));
             out.changes
                 .extend(spared.map(|ban| Change::Release { jail: ban.jail.clone(), target: ban.target }));
         }
@@ -179,9 +189,11 @@ impl Engine {
         out.events.push(Event::Refused { jail: name, target, why: why.to_owned() });
     }
 
-    /// A ban that the kernel holds already is believed.
+    /// A ban that the kernel holds is believed. One that is believed already stays as it was decided, which is
+    /// more exact than what the kernel's clock tells of it.
     pub fn restore(&mut self, ban: Ban) {
-        if let Some(jail) = self.jails.iter_mut().find(|jail| jail.terms().name == ban.jail) {
+        let jail = self.jails.iter_mut().find(|jail| jail.terms().name == ban.jail);
+        if let Some(jail) = jail.filter(|jail| jail.ban(ban.target).is_none()) {
             jail.restore(ban);
         }
     }
@@ -213,7 +225,7 @@ impl Engine {
         if is_unbannable(target.network()) {
             Some("no remote host can have such an address")
         } else if self.never.touches(target.net()) {
-            Some("it is the host's own, or in ignoreip")
+            Some("it is in ignoreip, or the host itself, its gateway, resolver or local network")
         } else if self.jail(jail).is_some_and(ignored) {
             Some("it is in the jail's ignoreip")
         } else {

@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
@@ -44,28 +46,43 @@ pub fn secret() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// Tells when the addresses of this host change (rtnetlink(7)); it never wakes anybody otherwise.
+/// Tells when the addresses of this host or its default routes change (rtnetlink(7)).
 pub struct AddressWatch(Socket);
 
-/// RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR of linux/rtnetlink.h.
-const ADDRESS_GROUPS: u32 = 0x10 | 0x100;
+/// RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_IPV4_ROUTE and RTMGRP_IPV6_ROUTE of linux/rtnetlink.h.
+const GROUPS: u32 = 0x10 | 0x100 | 0x40 | 0x400;
 
 impl AddressWatch {
     pub fn new() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.set_non_blocking(true)?;
-        socket.bind(&SocketAddr::new(0, ADDRESS_GROUPS))?;
+        socket.bind(&SocketAddr::new(0, GROUPS))?;
         Ok(AddressWatch(socket))
     }
 
-    /// Takes what has been told so far; lost messages tell as much as read ones.
-    pub fn clear(&self) {
+    /// Takes what has been told so far. False where it was about other routes, of which a router may change
+    /// thousands; lost messages tell as much as read ones.
+    pub fn take_news(&self) -> bool {
         let mut buffer = vec![0; 16 << 10];
-        while let Ok(length) = self.0.recv(&mut buffer.as_mut_slice(), 0) {
-            if length == 0 {
-                break;
+        let mut news = false;
+        loop {
+            match self.0.recv(&mut buffer.as_mut_slice(), 0) {
+                Ok(0) => return news,
+                Ok(length) => news |= is_news(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return news,
+                Err(_) => news = true,
             }
         }
+    }
+}
+
+fn is_news(told: &[u8]) -> bool {
+    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(told).map(|message| message.payload);
+    match message {
+        Ok(NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+        )) => is_default(&route),
+        _ => true,
     }
 }
 
@@ -75,28 +92,88 @@ impl AsFd for AddressWatch {
     }
 }
 
-/// Every address that an interface of this network namespace has, each as a network of one.
-pub fn own_addresses() -> io::Result<Vec<IpNet>> {
-    let answers = rtnetlink::dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
-    let addresses = answers.iter().filter_map(|answer| match answer {
-        RouteNetlinkMessage::NewAddress(address) => address_of(address),
-        _ => None,
-    });
-    Ok(addresses.map(IpNet::from).collect())
+/// An address that an interface of this network namespace has, and the network it is directly in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnAddress {
+    pub addr: IpAddr,
+    pub network: IpNet,
 }
 
-/// The interface's own address: IFA_LOCAL where it is set, as on point-to-point links, else IFA_ADDRESS.
-fn address_of(message: &AddressMessage) -> Option<IpAddr> {
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(addr) => Some(*addr),
+pub fn own_addresses() -> io::Result<Vec<OwnAddress>> {
+    let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    rtnetlink::dump(question, |answer| match answer {
+        RouteNetlinkMessage::NewAddress(address) => own_address(&address),
         _ => None,
-    });
-    local.or_else(|| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(addr) => Some(*addr),
-            _ => None,
-        })
     })
+}
+
+/// IFA_LOCAL is the interface's own address; where it is left out, IFA_ADDRESS is. The network is that of
+/// IFA_ADDRESS, which on a point-to-point link is the peer's.
+fn own_address(message: &AddressMessage) -> Option<OwnAddress> {
+    let (mut local, mut address) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(addr) => local = Some(*addr),
+            AddressAttribute::Address(addr) => address = Some(*addr),
+            _ => {}
+        }
+    }
+    let addr = local.or(address)?;
+    let network = IpNet::new(address.unwrap_or(addr), message.header.prefix_len).ok()?.trunc();
+    Some(OwnAddress { addr, network })
+}
+
+/// Where the default routes lead, of all routing tables.
+pub fn gateways() -> io::Result<Vec<IpAddr>> {
+    let mut gateways = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut question = RouteMessage::default();
+        question.header.address_family = family;
+        let routes = rtnetlink::dump(RouteNetlinkMessage::GetRoute(question), |answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) if is_default(&route) => Some(hops(&route.attributes)),
+            _ => None,
+        })?;
+        gateways.extend(routes.into_iter().flatten());
+    }
+    Ok(gateways)
+}
+
+fn is_default(route: &RouteMessage) -> bool {
+    route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
+}
+
+fn hops(attributes: &[RouteAttribute]) -> Vec<IpAddr> {
+    let mut hops = Vec::new();
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(v4)) | RouteAttribute::Via(RouteVia::Inet(v4)) => {
+                hops.push(IpAddr::from(*v4));
+            }
+            RouteAttribute::Gateway(RouteAddress::Inet6(v6)) | RouteAttribute::Via(RouteVia::Inet6(v6)) => {
+                hops.push(IpAddr::from(*v6));
+            }
+            RouteAttribute::MultiPath(paths) => {
+                hops.extend(paths.iter().flat_map(|path| self::hops(&path.attributes)));
+            }
+            _ => {}
+        }
+    }
+    hops
+}
+
+/// The name servers of resolv.conf(5); none where it cannot be read.
+pub fn resolvers() -> Vec<IpAddr> {
+    parse_resolvers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+}
+
+fn parse_resolvers(text: &str) -> Vec<IpAddr> {
+    let server = |line: &str| {
+        let mut words = line.split_whitespace();
+        let addr = words.next().filter(|word| *word == "nameserver").and(words.next())?;
+        // A link-local address names its interface too: fe80::1%eth0.
+        addr.split('%').next()?.parse().ok()
+    };
+    text.lines().filter_map(server).collect()
 }
 
 /// Port numbers by service name, as services(5) has them; what jails need most is known without the file.
@@ -184,7 +261,17 @@ mod tests {
     fn loopback_is_among_the_own_addresses() {
         // A namespace whose loopback is down has none at all; the call must still end.
         let own = own_addresses().unwrap();
-        assert!(own.iter().all(|net| net.prefix_len() == net.max_prefix_len()));
+        assert!(
+            own.iter().all(|own| own.addr != IpAddr::from([127, 0, 0, 1]) || own.network.prefix_len() == 8)
+        );
+        assert!(gateways().is_ok());
+    }
+
+    #[test]
+    fn resolvers_are_read_as_resolv_conf_5_writes_them() {
+        let text = "search a\nnameserver 192.0.2.53\n#nameserver 192.0.2.54\nnameserver\tfe80::1%eth0\nnameserver x\n";
+        let wanted = ["192.0.2.53", "fe80::1"].map(|addr| addr.parse::<IpAddr>().unwrap());
+        assert_eq!(parse_resolvers(text), wanted);
     }
 
     #[test]

@@ -168,12 +168,12 @@ fn link_index(name: &str) -> io::Result<u32> {
     let named = |link: &LinkMessage| {
         link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::IfName(is) if is == name))
     };
-    let links = rtnetlink::dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-    let found = links.iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewLink(link) if named(link) => Some(link.header.index),
+    let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let found = rtnetlink::dump(question, |answer| match answer {
+        RouteNetlinkMessage::NewLink(link) if named(&link) => Some(link.header.index),
         _ => None,
-    });
-    found.ok_or_else(|| io::Error::other(format!("there is no interface {name}")))
+    })?;
+    found.first().copied().ok_or_else(|| io::Error::other(format!("there is no interface {name}")))
 }
 
 fn set_up(index: u32) -> io::Result<()> {

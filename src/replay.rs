@@ -9,7 +9,6 @@ use crate::config::Config;
 use crate::detect::{self, Clock};
 use crate::engine::{Engine, Listener, Outcome};
 use crate::host::plain;
-use crate::jail::allow::Allow;
 use crate::model::{Event, JailName, Target, Timestamp};
 use crate::status::{BanStatus, Nearly, Replayed};
 use jiff::tz::TimeZone;
@@ -30,7 +29,7 @@ pub fn run(
         rule: jail.rule.clone(),
     };
     let listeners = config.jails.iter().filter(|jail| !jail.terms.hears_bans).map(listener).collect();
-    let mut engine = Engine::new(terms, vec![listeners], Allow::new(&config.never), 0);
+    let mut engine = Engine::new(terms, vec![listeners], config.never(&[]), 0);
     let mut replay = Replay { result: Replayed { schema: 1, ..Replayed::default() }, peaks: BTreeMap::new() };
     for log in logs {
         let mut archive = Archive::open(log)?;

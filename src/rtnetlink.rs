@@ -10,22 +10,29 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-/// Everything of a kind that this network namespace has.
-pub fn dump(question: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-    ask(question, NLM_F_DUMP)
+/// What `keep` wants of everything of a kind that this network namespace has: a router has a million routes.
+pub fn dump<T>(
+    question: RouteNetlinkMessage,
+    keep: impl FnMut(RouteNetlinkMessage) -> Option<T>,
+) -> io::Result<Vec<T>> {
+    ask(question, NLM_F_DUMP, keep)
 }
 
 /// Makes something, or changes what is there.
 pub fn set(wish: RouteNetlinkMessage) -> io::Result<()> {
-    ask(wish, NLM_F_ACK).map(|_| ())
+    ask(wish, NLM_F_ACK, |_| None::<()>).map(|_| ())
 }
 
 /// Makes something that must not be there yet.
 pub fn create(wish: RouteNetlinkMessage) -> io::Result<()> {
-    ask(wish, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(|_| ())
+    ask(wish, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, |_| None::<()>).map(|_| ())
 }
 
-fn ask(question: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+fn ask<T>(
+    question: RouteNetlinkMessage,
+    flags: u16,
+    mut keep: impl FnMut(RouteNetlinkMessage) -> Option<T>,
+) -> io::Result<Vec<T>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -48,7 +55,7 @@ fn ask(question: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlink
                 NetlinkPayload::Done(_) => return Ok(answers),
                 NetlinkPayload::Error(error) if error.code.is_none() => return Ok(answers),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
-                NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                NetlinkPayload::InnerMessage(answer) => answers.extend(keep(answer)),
                 _ => {}
             }
             // nlmsg_len is followed by padding to four bytes (NLMSG_ALIGN).

@@ -2,6 +2,7 @@
 
 mod documents;
 mod netns;
+mod never;
 mod nft;
 mod protects;
 mod refuses;

@@ -31,6 +31,15 @@ fn faults_in_the_configuration_are_pointed_at() {
             "defaults:\n  ignoreip: [10.0.0.1/8]\n",
             ":2:14: 10.0.0.1/8 has bits beyond its prefix: write 10.0.0.0/8",
         ),
+        (
+            "defaults:\n  ignoreip: [192.0.2.9-192.0.2.1]\n",
+            ":2:14: \"192.0.2.9-192.0.2.1\" does not go from a lower address to a higher",
+        ),
+        (
+            "defaults:\n  ignoreip: file:/nonexistent/office.txt\n",
+            ":2:13: /nonexistent/office.txt: cannot be read: no such file",
+        ),
+        ("jails:\n  sshd:\n    ban_local: true\n", ":3:16: this belongs to defaults, not to a jail"),
         ("jails:\n  sshd:\n    bantime: 600\n", ":3:14: \"600\" is not a length of time: write 90s, 10m"),
         ("jails:\n  sshd:\n    bantime: -1\n", ":3:14: \"-1\" is not a length of time"),
         ("jails:\n  sshd:\n    maxretry: 0\n", ":3:15: this must be from 1 to"),

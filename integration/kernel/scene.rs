@@ -55,6 +55,11 @@ impl Scene {
         self.dir.path().join(name)
     }
 
+    /// The name of the server's namespace.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
     /// A command on the server's side.
     pub fn on_server(&self, program: &str) -> Command {
         inside(&self.server, program)

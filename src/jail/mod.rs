@@ -96,6 +96,11 @@ impl Jail {
         self.terms = terms;
     }
 
+    /// Whom this jail does not ban from now on, beside those that no jail bans.
+    pub fn spare(&mut self, ignoreip: Allow) {
+        self.terms.ignoreip = ignoreip;
+    }
+
     /// Counts a failure. `never` are those whom no jail bans and the kernel accepts before any ban; `elsewhere` is
     /// how often other jails banned the address, and `chance` any number.
     pub fn handle_failure(

@@ -85,6 +85,9 @@ impl Enforcer {
 /// So many changes go into one transaction at the most: about 20 ms of the kernel's time.
 const TURN_CHANGES_MAX: usize = 10_000;
 
+/// Why a ban was not asked for.
+const OVER: &str = "it was over before the kernel could be asked";
+
 struct Worker {
     firewall: Box<dyn Firewall>,
     now: fn() -> Timestamp,
@@ -148,7 +151,13 @@ impl Worker {
     /// Commits what the kernel takes and leaves out what it refuses. For each change, why it was refused;
     /// and whether that was because our table is not there.
     fn commit(&mut self, changes: &[Change]) -> (Vec<Option<String>>, bool) {
-        let mut verdicts: Vec<Option<String>> = vec![None; changes.len()];
+        let now = (self.now)();
+        // The plan leaves these out, so that nobody may believe that they replaced what stands.
+        let over = |change: &Change| match change {
+            Change::Ban(ban) => ban.end().filter(|end| *end <= now).map(|_| OVER.to_owned()),
+            Change::Release { .. } => None,
+        };
+        let mut verdicts: Vec<Option<String>> = changes.iter().map(over).collect();
         let mut at_once = 1;
         loop {
             let left: Vec<usize> = (0..changes.len()).filter(|index| verdicts[*index].is_none()).collect();
@@ -156,7 +165,7 @@ impl Worker {
             if asked.is_empty() {
                 return (verdicts, false);
             }
-            let transaction = plan::apply(&asked, (self.now)());
+            let transaction = plan::apply(&asked, now);
             let Err(refusal) = self.firewall.commit(&transaction) else { return (verdicts, false) };
             let why = Some(refusal.to_string());
             let lost = matches!(refusal, Refusal::Missing { .. });
@@ -165,8 +174,10 @@ impl Worker {
                 return (verdicts, lost);
             };
             // A full set refuses one element after the other: leaving out twice as many each time ends soon.
+            // A release is not left out with the bans: it makes room.
             let same_set = |change: &Change| {
-                change.jail() == asked[first].jail()
+                matches!(change, Change::Ban(_)) == matches!(asked[first], Change::Ban(_))
+                    && change.jail() == asked[first].jail()
                     && change.target().is_v4() == asked[first].target().is_v4()
             };
             let alike = (first..asked.len()).filter(|index| same_set(&asked[*index])).take(at_once);
@@ -278,6 +289,26 @@ mod tests {
         assert_eq!(done.refused.len(), 197);
         assert!(done.refused[0].1.contains("set sshd_v4 is full"), "{}", done.refused[0].1);
         assert!(!done.lost);
+    }
+
+    #[test]
+    fn a_full_set_refuses_no_release() {
+        let (mut worker, mut answers) = worker(3);
+        worker.turn(&channel().1, 1, changes(0..3));
+        let release = Change::Release { jail: "sshd".parse().unwrap(), target: changes(0..1)[0].target() };
+        worker.turn(&channel().1, 2, [changes(3..20), vec![release.clone()]].concat());
+        let (_, second) = (answers.try_recv().unwrap(), answers.try_recv().unwrap());
+        assert_eq!(second.taken, [changes(3..4), vec![release]].concat());
+    }
+
+    #[test]
+    fn what_was_over_before_it_was_asked_was_not_taken() {
+        let (mut worker, mut answers) = worker(3);
+        let mut late = changes(0..1);
+        let Change::Ban(ban) = &mut late[0] else { panic!() };
+        ban.at = now().minus(Duration::from_secs(60));
+        worker.turn(&channel().1, 1, late.clone());
+        assert_eq!(answers.try_recv().unwrap().refused, [(late.remove(0), OVER.to_owned())]);
     }
 
     #[test]

@@ -299,7 +299,8 @@ impl Daemon {
     }
 
     fn schedule_save(&mut self) {
-        if self.state.is_some() && self.save_at.is_none() {
+        // Also where no state can be kept: what waits to be saved would only grow.
+        if self.save_at.is_none() {
             self.save_at = Some(Instant::now() + SAVE_AFTER);
         }
     }

@@ -39,6 +39,7 @@ impl Daemon {
     }
 
     fn ask_kernel(&mut self, changes: Vec<Change>, done: String, answer: oneshot::Sender<Response>) {
+        changes.iter().for_each(|change| self.engine.handle_asked(change));
         if let Some(ticket) = self.follow(Outcome { changes, ..Outcome::default() }) {
             self.waiting.insert(ticket, Waiting { answer, done });
         }

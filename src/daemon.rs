@@ -307,6 +307,7 @@ impl Daemon {
     }
 
     fn schedule_save(&mut self) {
+        // Also where no state can be kept: what waits to be saved would only grow.
         self.save_at.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
     }
 

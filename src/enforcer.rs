@@ -85,6 +85,9 @@ impl Enforcer {
 /// So many changes go into one transaction at the most: about 20 ms of the kernel's time.
 const TURN_CHANGES_MAX: usize = 10_000;
 
+/// Why a ban was not asked for.
+const OVER: &str = "it was over before the kernel could be asked";
+
 struct Worker {
     firewall: Box<dyn Firewall>,
     now: fn() -> Timestamp,
@@ -148,31 +151,49 @@ impl Worker {
     /// Commits what the kernel takes and leaves out what it refuses. For each change, why it was refused;
     /// and whether that was because our table is not there.
     fn commit(&mut self, changes: &[Change]) -> (Vec<Option<String>>, bool) {
-        let mut verdicts: Vec<Option<String>> = vec![None; changes.len()];
+        let now = (self.now)();
+        // The plan leaves these out, so that nobody may believe that they replaced what stands.
+        let over = |change: &Change| match change {
+            Change::Ban(ban) => ban.end().filter(|end| *end <= now).map(|_| OVER.to_owned()),
+            Change::Release { .. } => None,
+        };
+        let mut verdicts: Vec<Option<String>> = changes.iter().map(over).collect();
+        let mut left: Vec<usize> = (0..changes.len()).filter(|index| verdicts[*index].is_none()).collect();
         let mut at_once = 1;
-        loop {
-            let left: Vec<usize> = (0..changes.len()).filter(|index| verdicts[*index].is_none()).collect();
+        while !left.is_empty() {
             let asked: Vec<Change> = left.iter().map(|index| changes[*index].clone()).collect();
-            if asked.is_empty() {
-                return (verdicts, false);
-            }
-            let transaction = plan::apply(&asked, (self.now)());
-            let Err(refusal) = self.firewall.commit(&transaction) else { return (verdicts, false) };
+            let transaction = plan::apply(&asked, now);
+            let Err(refusal) = self.firewall.commit(&transaction) else { break };
             let why = Some(refusal.to_string());
             let lost = matches!(refusal, Refusal::Missing { .. });
             let Some(first) = refusal.change(&transaction).filter(|_| !lost) else {
                 left.iter().for_each(|index| verdicts[*index] = why.clone());
                 return (verdicts, lost);
             };
-            // A full set refuses one element after the other: leaving out twice as many each time ends soon.
-            let same_set = |change: &Change| {
-                change.jail() == asked[first].jail()
-                    && change.target().is_v4() == asked[first].target().is_v4()
-            };
-            let alike = (first..asked.len()).filter(|index| same_set(&asked[*index])).take(at_once);
-            alike.for_each(|index| verdicts[left[index]] = why.clone());
-            at_once *= 2;
+            let is_full = matches!(refusal, Refusal::Full { .. });
+            let key = |change: &Change| (change.jail().clone(), change.target());
+            match &asked[first] {
+                // Only what is not in a full set cannot be released from it: the release is true already, and with
+                // it what was asked for the same target before.
+                release @ Change::Release { .. } if is_full => {
+                    let last = left[first];
+                    left.retain(|index| *index > last || key(&changes[*index]) != key(release));
+                }
+                // A full set refuses one ban after the other: leaving out twice as many each time ends soon.
+                refused => {
+                    let alike = |change: &Change| {
+                        matches!(change, Change::Ban(_)) == matches!(refused, Change::Ban(_))
+                            && change.jail() == refused.jail()
+                            && change.target().is_v4() == refused.target().is_v4()
+                    };
+                    let refused = (first..asked.len()).filter(|index| alike(&asked[*index])).take(at_once);
+                    refused.for_each(|index| verdicts[left[index]] = why.clone());
+                    left.retain(|index| verdicts[*index].is_none());
+                    at_once *= 2;
+                }
+            }
         }
+        (verdicts, false)
     }
 
     fn install(&mut self, layout: &Layout, restore: &Restore) -> Result<Vec<Ban>, Refusal> {
@@ -278,6 +299,39 @@ mod tests {
         assert_eq!(done.refused.len(), 197);
         assert!(done.refused[0].1.contains("set sshd_v4 is full"), "{}", done.refused[0].1);
         assert!(!done.lost);
+    }
+
+    #[test]
+    fn a_full_set_refuses_no_release() {
+        let (mut worker, mut answers) = worker(3);
+        worker.turn(&channel().1, 1, changes(0..3));
+        let release = Change::Release { jail: "sshd".parse().unwrap(), target: changes(0..1)[0].target() };
+        worker.turn(&channel().1, 2, [changes(3..20), vec![release.clone()]].concat());
+        let (_, second) = (answers.try_recv().unwrap(), answers.try_recv().unwrap());
+        assert_eq!(second.taken, [changes(3..4), vec![release]].concat());
+    }
+
+    #[test]
+    fn what_is_not_in_a_full_set_counts_as_released() {
+        let (mut worker, mut answers) = worker(3);
+        worker.turn(&channel().1, 1, changes(0..3));
+        let release = Change::Release { jail: "sshd".parse().unwrap(), target: changes(9..10)[0].target() };
+        let asked = [changes(9..10), vec![release]].concat();
+        worker.turn(&channel().1, 2, asked.clone());
+        let (_, second) = (answers.try_recv().unwrap(), answers.try_recv().unwrap());
+        assert_eq!((second.taken, second.refused), (asked, Vec::new()));
+        let table = worker.firewall.table(true).unwrap().unwrap();
+        assert_eq!(table.standing().count(), 3, "and nothing was put in on the way");
+    }
+
+    #[test]
+    fn what_was_over_before_it_was_asked_was_not_taken() {
+        let (mut worker, mut answers) = worker(3);
+        let mut late = changes(0..1);
+        let Change::Ban(ban) = &mut late[0] else { panic!() };
+        ban.at = now().minus(Duration::from_secs(60));
+        worker.turn(&channel().1, 1, late.clone());
+        assert_eq!(answers.try_recv().unwrap().refused, [(late.remove(0), OVER.to_owned())]);
     }
 
     #[test]

@@ -96,19 +96,30 @@ impl Engine {
         }
     }
 
-    /// Whom no jail bans from now on. Standing bans of them are lifted, and of those whom their own jail spares.
+    /// Whom no jail bans from now on. Bans of them are lifted, those on their way to the kernel as well, and of those
+    /// whom their own jail spares.
     pub fn handle_never(&mut self, never: Allow) -> Outcome {
         self.never = never;
         let mut out = Outcome::default();
         for jail in &self.jails {
-            let spares = |target: Target| {
+            let spares = |target: &Target| {
                 self.never.covers(target.network()) || jail.terms().ignoreip.touches(target.net())
             };
-            let spared = jail.bans().filter(|ban| spares(ban.target));
+            let asked = jail.asked().filter(|target| jail.ban(*target).is_none());
+            let held = jail.bans().map(|ban| ban.target).chain(asked);
+            let spared = held.filter(spares);
             out.changes
-                .extend(spared.map(|ban| Change::Release { jail: ban.jail.clone(), target: ban.target }));
+                .extend(spared.map(|target| Change::Release { jail: jail.terms().name.clone(), target }));
         }
         out
+    }
+
+    /// Somebody asked the kernel for a change by hand.
+    pub fn handle_asked(&mut self, change: &Change) {
+        let Change::Ban(ban) = change else { return };
+        if let Some(jail) = self.jails.iter_mut().find(|jail| jail.terms().name == ban.jail) {
+            jail.note_asked(ban);
+        }
     }
 
     /// Judges one line of a source.
@@ -184,7 +195,7 @@ impl Engine {
     pub fn handle_refused(&mut self, change: &Change, why: &str, out: &mut Outcome) {
         let (name, target) = (change.jail().clone(), change.target());
         if let Some(jail) = self.jails.iter_mut().find(|jail| jail.terms().name == name) {
-            jail.handle_refused(target);
+            jail.handle_refused(change);
         }
         out.events.push(Event::Refused { jail: name, target, why: why.to_owned() });
     }
@@ -278,7 +289,7 @@ impl Engine {
         out.events.push(Event::Failed { jail: name, addr, at, count, maxretry });
         match ban {
             Some(ban) if ban.end().is_some_and(|end| end <= now) => {
-                jail.handle_refused(ban.target);
+                jail.handle_refused(&Change::Ban(ban.clone()));
                 out.events.push(Event::Overdue { ban });
             }
             Some(ban) => out.changes.push(Change::Ban(ban)),

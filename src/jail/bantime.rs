@@ -76,7 +76,9 @@ impl Offenders {
     /// Notes one more ban.
     pub fn note(&mut self, target: Target, at: Timestamp, forget: Duration) {
         let count = self.earlier(target, at, forget).saturating_add(1);
-        self.restore(target, count, at);
+        // Logs may be read out of order: an older ban makes the last one no older.
+        let last = self.bans.get(&target).map_or(at, |(_, last)| at.max(*last));
+        self.restore(target, count, last);
     }
 
     /// Takes back what was saved. Where there are too many, the eighth that was banned longest ago is forgotten.
@@ -151,6 +153,16 @@ mod tests {
         let lengths: Vec<Bantime> =
             (0..9).map(|chance| increment.bantime(Bantime::For(HOUR), 0, chance)).collect();
         assert_ne!(lengths[0], lengths[8]);
+    }
+
+    #[test]
+    fn an_old_ban_that_is_noted_late_makes_nobody_fade_sooner() {
+        let at = |hours: i64| Timestamp::from_millis(hours * 3_600_000);
+        let target: Target = "192.0.2.1".parse().unwrap();
+        let mut offenders = Offenders::default();
+        offenders.note(target, at(9), 10 * HOUR);
+        offenders.note(target, at(1), 10 * HOUR);
+        assert_eq!(offenders.earlier(target, at(18), 10 * HOUR), 2);
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod allow;
 pub mod bantime;
 pub mod window;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -55,8 +56,8 @@ pub struct Jail {
     bans: BTreeMap<Target, Ban>,
     /// The ends of those that end, so that the next is found without looking at all.
     ends: BTreeSet<(Timestamp, Target)>,
-    /// The ends of bans asked for and not answered yet.
-    asked: BTreeMap<Target, Option<Timestamp>>,
+    /// The ends of bans asked for and not answered yet; of one target there may be several.
+    asked: BTreeMap<Target, Vec<Option<Timestamp>>>,
     offenders: Offenders,
     failed_total: u64,
     banned_total: u64,
@@ -134,22 +135,34 @@ impl Jail {
     }
 
     fn ask(&mut self, ban: Ban) -> Verdict {
-        let held = self.asked.get(&ban.target).copied().or_else(|| self.bans.get(&ban.target).map(Ban::end));
-        let extends = match (held, ban.end()) {
-            (None, _) | (Some(Some(_)), None) => true,
-            (Some(None), _) => false,
-            (Some(Some(old)), Some(new)) => new >= old.plus(EXTENSION_MIN),
-        };
-        if !extends {
+        // All that are asked for, not only the last: each may be taken, and the kernel keeps whichever came last.
+        let asked = self.asked.get(&ban.target).into_iter().flatten().copied();
+        let mut ends = asked.chain(self.bans.get(&ban.target).map(Ban::end));
+        let stands = ends.any(|end| match (end, ban.end()) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(old), Some(new)) => new < old.plus(EXTENSION_MIN),
+        });
+        if stands {
             return Verdict::Standing;
         }
-        self.asked.insert(ban.target, ban.end());
+        self.note_asked(&ban);
         Verdict::Ban(ban)
+    }
+
+    /// A ban is on its way to the kernel; no shorter one is asked for after it.
+    pub fn note_asked(&mut self, ban: &Ban) {
+        self.asked.entry(ban.target).or_default().push(ban.end());
+    }
+
+    /// Whose bans are on their way to the kernel.
+    pub fn asked(&self) -> impl Iterator<Item = Target> {
+        self.asked.keys().copied()
     }
 
     /// The kernel took a change of this jail. True where a ban is new, false where one was changed or lifted.
     pub fn handle_taken(&mut self, change: &Change) -> bool {
-        self.handle_refused(change.target());
+        self.handle_refused(change);
         match change {
             Change::Ban(ban) => {
                 let new = self.hold(ban.clone());
@@ -169,8 +182,15 @@ impl Jail {
     }
 
     /// The kernel did not take what was asked; what stood before stands.
-    pub fn handle_refused(&mut self, target: Target) {
-        self.asked.remove(&target);
+    pub fn handle_refused(&mut self, change: &Change) {
+        let Change::Ban(ban) = change else { return };
+        let Entry::Occupied(mut asked) = self.asked.entry(ban.target) else { return };
+        if let Some(index) = asked.get().iter().position(|end| *end == ban.end()) {
+            asked.get_mut().remove(index);
+        }
+        if asked.get().is_empty() {
+            asked.remove();
+        }
     }
 
     /// Believes a ban that the kernel already holds.
@@ -305,10 +325,23 @@ mod tests {
     fn a_refused_ban_can_be_asked_for_again() {
         let mut jail = jail(1);
         let never = Allow::default();
-        assert!(matches!(jail.handle_failure(&failure("192.0.2.1", 0), &never, 0, 0), Verdict::Ban(_)));
+        let Verdict::Ban(ban) = jail.handle_failure(&failure("192.0.2.1", 0), &never, 0, 0) else { panic!() };
         assert_eq!(jail.handle_failure(&failure("192.0.2.1", 0), &never, 0, 0), Verdict::Standing);
-        jail.handle_refused(target("192.0.2.1"));
+        jail.handle_refused(&Change::Ban(ban));
         assert!(matches!(jail.handle_failure(&failure("192.0.2.1", 0), &never, 0, 0), Verdict::Ban(_)));
+    }
+
+    #[test]
+    fn an_answer_to_one_ban_does_not_let_a_shorter_one_overtake_the_next() {
+        let mut jail = jail(1);
+        let never = Allow::default();
+        let worst = Failure { bantime: Some(Bantime::Forever), ..failure("192.0.2.1", 1) };
+        let Verdict::Ban(first) = jail.handle_failure(&failure("192.0.2.1", 0), &never, 0, 0) else {
+            panic!()
+        };
+        assert!(matches!(jail.handle_failure(&worst, &never, 0, 0), Verdict::Ban(_)));
+        jail.handle_taken(&Change::Ban(first));
+        assert_eq!(jail.handle_failure(&failure("192.0.2.1", 9), &never, 0, 0), Verdict::Standing);
     }
 
     #[test]

@@ -1,0 +1,265 @@
+//! The judge and the kernel do what a naive model of both says, whatever happens in whatever order.
+
+mod naive;
+mod world;
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+use nftjail::jail::Jail;
+use nftjail::jail::bantime::{Growth, Increment};
+use nftjail::jail::window::TARGETS_MAX;
+use nftjail::model::{Ban, Bantime, Target};
+use proptest::prelude::*;
+
+use naive::Law;
+use world::{Attempt, World};
+
+const JAILS: [&str; 4] = ["mail", "sshd", "web", "recidive"];
+
+/// Few, so that they meet: a mapped one, neighbours in a /64, and one that no remote host can have.
+const ADDRS: [&str; 9] = [
+    "192.0.2.1",
+    "192.0.2.2",
+    "192.0.2.3",
+    "::ffff:192.0.2.1",
+    "198.51.100.7",
+    "2001:db8:0:1::1",
+    "2001:db8:0:1::2",
+    "2001:db8:0:2::1",
+    "127.0.0.1",
+];
+
+const NETS: [&str; 5] =
+    ["192.0.2.2/32", "192.0.2.2/31", "198.51.100.0/24", "2001:db8:0:1::1/128", "2001:db8:0:2::/64"];
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn target(addr: &str) -> Target {
+    addr.parse().unwrap()
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Fail(&'static str, &'static str, Attempt, i64),
+    Pass(u64),
+    Turn(usize),
+    Answer,
+    /// The kernel refuses the next turn whole.
+    Refuse,
+    Ban(&'static str, &'static str, Bantime),
+    /// The ban in this place among those believed is lifted.
+    Release(prop::sample::Index),
+    Spare(Vec<IpNet>),
+    Restart,
+}
+
+fn nets(most: usize) -> impl Strategy<Value = Vec<IpNet>> {
+    let nets: Vec<IpNet> = NETS.iter().map(|net| net.parse().unwrap()).collect();
+    prop::sample::subsequence(nets, 0..=most)
+}
+
+fn bantimes() -> impl Strategy<Value = Bantime> {
+    prop_oneof![
+        6 => (1u64..60).prop_map(|length| Bantime::For(seconds(length))),
+        1 => Just(Bantime::Forever),
+    ]
+}
+
+/// Times are halves of seconds, so that edges are met.
+fn steps() -> impl Strategy<Value = Step> {
+    let jail = || prop::sample::select(&JAILS[..]);
+    let addr = || prop::sample::select(&ADDRS[..]);
+    let attempt = prop_oneof![
+        8 => Just(Attempt::Bad),
+        2 => (1u32..8).prop_map(Attempt::Count),
+        1 => Just(Attempt::Worst),
+    ];
+    let age = prop_oneof![3 => Just(0), 1 => (-4i64..80).prop_map(|halves| halves * 500)];
+    prop_oneof![
+        40 => (jail(), addr(), attempt, age)
+            .prop_map(|(jail, addr, attempt, age)| Step::Fail(jail, addr, attempt, age)),
+        12 => (1u64..40).prop_map(|halves| Step::Pass(halves * 500)),
+        1 => (1u64..400).prop_map(|halves| Step::Pass(halves * 500)),
+        12 => (1usize..6).prop_map(Step::Turn),
+        12 => Just(Step::Answer),
+        1 => Just(Step::Refuse),
+        3 => (jail(), addr(), bantimes()).prop_map(|(jail, addr, length)| Step::Ban(jail, addr, length)),
+        5 => any::<prop::sample::Index>().prop_map(Step::Release),
+        1 => nets(2).prop_map(Step::Spare),
+        1 => Just(Step::Restart),
+    ]
+}
+
+fn increments() -> impl Strategy<Value = Increment> {
+    let growth = prop_oneof![
+        (1u32..4).prop_map(Growth::Factor),
+        proptest::collection::vec((1u64..200).prop_map(seconds), 1..4).prop_map(Growth::Steps),
+    ];
+    let forever_at = proptest::option::weighted(0.3, 1u32..5);
+    (growth, 20u64..400, any::<bool>(), 5u64..200, forever_at).prop_map(
+        |(growth, maxtime, overalljails, forget, forever_at)| Increment {
+            growth,
+            maxtime: seconds(maxtime),
+            rndtime: Duration::ZERO,
+            overalljails,
+            forget: seconds(forget),
+            forever_at,
+        },
+    )
+}
+
+fn laws() -> impl Strategy<Value = Vec<Law>> {
+    let law = (1u32..=6, 1u64..60, bantimes(), proptest::option::of(increments()), nets(1)).prop_map(
+        |(maxretry, findtime, bantime, increment, ignoreip)| Law {
+            name: "",
+            maxretry,
+            findtime: seconds(findtime),
+            bantime,
+            increment,
+            ignoreip,
+            hears_bans: false,
+        },
+    );
+    (prop::sample::subsequence(&JAILS[..], 1..=4), proptest::collection::vec(law, 4)).prop_map(
+        |(names, mut laws)| {
+            laws.truncate(names.len());
+            for (law, name) in laws.iter_mut().zip(names) {
+                law.name = name;
+                law.hears_bans = name == "recidive";
+                // The few bans of a short life are enough.
+                law.maxretry = if law.hears_bans { law.maxretry.min(3) } else { law.maxretry };
+            }
+            laws
+        },
+    )
+}
+
+fn take(world: &mut World, step: Step) {
+    match step {
+        Step::Fail("recidive", ..) => {}
+        Step::Fail(jail, addr, attempt, age) => world.fail(jail, addr, attempt, age),
+        Step::Pass(ms) => world.pass(Duration::from_millis(ms)),
+        Step::Turn(most) => world.turn(most),
+        Step::Answer => world.answer(),
+        Step::Refuse => world.kernel.kernel().refuses = true,
+        Step::Ban(jail, addr, bantime) => world.ban_by_hand(jail, target(addr), bantime),
+        Step::Release(index) => {
+            let bans: Vec<Ban> = world.engine.jails().iter().flat_map(Jail::bans).cloned().collect();
+            if !bans.is_empty() {
+                let ban = index.get(&bans);
+                world.release_by_hand(ban.jail.as_str(), ban.target);
+            }
+        }
+        Step::Spare(never) => world.spare(never),
+        Step::Restart => world.restart(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_happens_is_what_the_naive_model_says(
+        laws in laws(),
+        capacity in prop_oneof![1u32..4, Just(1_000)],
+        steps in proptest::collection::vec(steps(), 1..150),
+    ) {
+        let mut world = World::new(&laws, capacity);
+        for step in steps {
+            take(&mut world, step);
+            world.check();
+        }
+        world.settle();
+        world.check();
+    }
+}
+
+fn law(name: &'static str, maxretry: u32, findtime: Duration, bantime: Duration) -> Law {
+    Law {
+        name,
+        maxretry,
+        findtime,
+        bantime: Bantime::For(bantime),
+        increment: None,
+        ignoreip: Vec::new(),
+        hears_bans: name == "recidive",
+    }
+}
+
+/// In which jails the kernel holds a ban of the address, and for how many minutes.
+fn drops(world: &World, addr: &str) -> Vec<(String, u64)> {
+    let held = world.kernel.holds();
+    let ours = held.into_iter().filter(|((_, held), _)| *held == target(addr));
+    ours.map(|((jail, _), left)| (jail.to_string(), left.unwrap().as_secs() / 60)).collect()
+}
+
+/// Five failed log-ins, and what follows from them.
+fn break_in(world: &mut World, addr: &str) {
+    (0..5).for_each(|_| world.fail("sshd", addr, Attempt::Bad, 0));
+    world.settle();
+    world.check();
+}
+
+#[test]
+fn a_day_of_recidive() {
+    const ATTACKER: &str = "203.0.113.7";
+    let hour = seconds(3_600);
+    let sshd = law("sshd", 5, seconds(600), seconds(600));
+    let mut world = World::new(&[sshd, law("recidive", 3, 24 * hour, 7 * 24 * hour)], 1_000);
+    let held = |list: &[(&str, u64)]| list.iter().map(|(jail, left)| ((*jail).to_owned(), *left)).collect();
+
+    // Twice it is sshd's affair alone: ten minutes, and the host may try again.
+    for _ in 0..2 {
+        break_in(&mut world, ATTACKER);
+        assert_eq!(drops(&world, ATTACKER), [("sshd".to_owned(), 10)]);
+        world.pass(hour);
+        assert_eq!(drops(&world, ATTACKER), []);
+    }
+
+    // The third time both ban it: for ten minutes, and for a week.
+    break_in(&mut world, ATTACKER);
+    let both: Vec<_> = held(&[("recidive", 7 * 24 * 60), ("sshd", 10)]);
+    assert_eq!(drops(&world, ATTACKER), both);
+
+    // The short ban ends; the long one does not end with it.
+    world.pass(seconds(600));
+    world.check();
+    let long: Vec<_> = held(&[("recidive", 7 * 24 * 60 - 10)]);
+    assert_eq!(drops(&world, ATTACKER), long);
+
+    // It comes back by another way, and is banned twice again. Lifting the one leaves the other in force.
+    break_in(&mut world, ATTACKER);
+    world.release_by_hand("sshd", target(ATTACKER));
+    world.settle();
+    world.check();
+    assert_eq!(drops(&world, ATTACKER), long);
+    break_in(&mut world, ATTACKER);
+    world.release_by_hand("recidive", target(ATTACKER));
+    world.settle();
+    world.check();
+    assert_eq!(drops(&world, ATTACKER), [("sshd".to_owned(), 10)]);
+
+    // The end of what was lifted takes nothing with it: the host is free when sshd's ban is over, and not before.
+    world.pass(seconds(599));
+    assert_eq!(drops(&world, ATTACKER), [("sshd".to_owned(), 0)]);
+    world.pass(seconds(1));
+    world.check();
+    assert_eq!(drops(&world, ATTACKER), []);
+}
+
+#[test]
+fn a_flood_of_addresses_meets_a_bound() {
+    let mut world = World::new(&[law("sshd", 3, seconds(600), seconds(600))], 10);
+    let lines = TARGETS_MAX as u32 + 20_000;
+    world.fail("sshd", "192.0.2.1", Attempt::Count(2), 0);
+    for n in 0..lines {
+        world.fail("sshd", &std::net::Ipv4Addr::from_bits(0x0A00_0000 + n).to_string(), Attempt::Bad, 0);
+        assert!(world.engine.jails()[0].window().len() <= TARGETS_MAX);
+    }
+    assert!(world.engine.jails()[0].window().forgotten() >= 20_000);
+    world.fail("sshd", "192.0.2.1", Attempt::Bad, 0);
+    world.settle();
+    assert_eq!(drops(&world, "192.0.2.1"), [("sshd".to_owned(), 10)]);
+}

@@ -1,0 +1,403 @@
+//! The engine, the enforcer and a kernel in which time passes, beside a naive model of what they must do.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use jiff::tz::TimeZone;
+use nftjail::detect::{Clock, Library, Rule};
+use nftjail::enforcer::{Done, Enforcer, Restore};
+use nftjail::engine::{Engine, Listener, Outcome};
+use nftjail::jail::Terms;
+use nftjail::jail::allow::Allow;
+use nftjail::model::{
+    Ban, Bantime, Cell, Change, Dropped, Event, Failure, JailName, Layout, Memory as Saved, Ports, Target,
+    Timestamp,
+};
+use nftjail::nft::memory::Memory;
+use nftjail::nft::plan;
+use nftjail::nft::table::{Element, Standing, Table};
+use nftjail::nft::transaction::{Operation, Transaction};
+use nftjail::nft::{Firewall, Refusal};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::naive::{Law, Naive};
+
+const START: i64 = 1_795_255_200_000;
+
+/// The enforcer takes its clock as a plain function: one world at a time may turn this one.
+static NOW: AtomicI64 = AtomicI64::new(START);
+static TURN: Mutex<()> = Mutex::new(());
+
+fn now() -> Timestamp {
+    Timestamp::from_millis(NOW.load(Ordering::SeqCst))
+}
+
+/// One rule for each jail that listens to lines, since each hears its own program.
+fn rules() -> &'static [(&'static str, Arc<Rule>)] {
+    static RULES: OnceLock<Vec<(&str, Arc<Rule>)>> = OnceLock::new();
+    RULES.get_or_init(|| {
+        let compile = |name: &'static str| {
+            let text = format!(
+                "rule: {name}\nabout: x\nformat: syslog\nprogram: [{name}]\nfailregex:\n  - '^bad <HOST>$'\n  \
+                 - '^<COUNT> bad <HOST>$'\n  - {{regex: '^worst <HOST>$', bantime: 5m}}\nsamples:\n  \
+                 - {{line: '2026-11-21T10:00:00Z h {name}[1]: bad 192.0.2.1', addr: 192.0.2.1}}\n  \
+                 - {{line: '2026-11-21T10:00:00Z h {name}[1]: good 192.0.2.1'}}\n  \
+                 - {{line: '2026-11-21T10:00:00Z h {name}[1]: bad 192.0.2.9 192.0.2.1', hostile: true}}\n"
+            );
+            let mut library = Library::default();
+            library.add(&format!("{name}.yaml"), &text);
+            (name, Arc::new(library.compile(name, None).unwrap_or_else(|bad| panic!("{bad}"))))
+        };
+        ["mail", "sshd", "web"].map(compile).to_vec()
+    })
+}
+
+/// A kernel in which time passes, and which may refuse everything once.
+#[derive(Default)]
+pub struct Kernel {
+    memory: Memory,
+    pub refuses: bool,
+}
+
+#[derive(Clone, Default)]
+pub struct Shared(Arc<Mutex<Kernel>>);
+
+impl Shared {
+    pub fn kernel(&self) -> MutexGuard<'_, Kernel> {
+        self.0.lock().unwrap()
+    }
+
+    /// Every element comes so much closer to its end; those that are there are gone.
+    fn pass(&self, time: Duration) {
+        let mut kernel = self.kernel();
+        let table = kernel.memory.table(true).unwrap().unwrap();
+        let mut transaction = Transaction::default();
+        for set in table.sets.into_iter().filter(|set| set.timeout && !set.elements.is_empty()) {
+            let left = set.elements.into_iter().filter_map(|element| match element.expires {
+                None => Some(element),
+                Some(expires) if expires <= time => None,
+                Some(expires) => Some(Element { expires: Some(expires - time), ..element }),
+            });
+            let elements = left.collect();
+            transaction.push(Operation::FlushSet(set.name.clone()));
+            transaction.push(Operation::AddElements { set: set.name, elements });
+        }
+        kernel.memory.commit(&transaction).unwrap();
+    }
+
+    /// What it holds, and the time left of each.
+    pub fn holds(&self) -> BTreeMap<(JailName, Target), Option<Duration>> {
+        let table = self.kernel().memory.table(true).unwrap().unwrap();
+        table.standing().map(|ban| ((ban.jail, ban.target), ban.expires)).collect()
+    }
+}
+
+impl Firewall for Shared {
+    fn commit(&mut self, transaction: &Transaction) -> Result<(), Refusal> {
+        let mut kernel = self.kernel();
+        match std::mem::take(&mut kernel.refuses) {
+            true => Err(Refusal::NotPermitted),
+            false => kernel.memory.commit(transaction),
+        }
+    }
+
+    fn table(&mut self, elements: bool) -> Result<Option<Table>, Refusal> {
+        self.kernel().memory.table(elements)
+    }
+
+    fn dropped(&mut self) -> Result<BTreeMap<JailName, Dropped>, Refusal> {
+        self.kernel().memory.dropped()
+    }
+
+    fn remaining(&mut self, jail: &JailName, target: Target) -> Result<Option<Standing>, Refusal> {
+        self.kernel().memory.remaining(jail, target)
+    }
+}
+
+/// What a line says.
+#[derive(Clone, Copy, Debug)]
+pub enum Attempt {
+    Bad,
+    Count(u32),
+    /// Bans for a time of its own.
+    Worst,
+}
+
+/// The engine, the enforcer and a kernel beside the naive model of them; changes wait at both ends of the kernel.
+pub struct World {
+    pub engine: Engine,
+    enforcer: Enforcer,
+    answers: UnboundedReceiver<Done>,
+    pub kernel: Shared,
+    layout: Layout,
+    pub naive: Naive,
+    /// What the kernel holds, by its own answers: the end of each ban.
+    held: BTreeMap<(JailName, Target), Option<Timestamp>>,
+    /// Not yet with the kernel; true where it was asked for by hand.
+    asked: VecDeque<(Change, bool)>,
+    /// Taken or refused, but the engine does not know.
+    answered: VecDeque<Done>,
+    saved: BTreeMap<(JailName, Target), Saved>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+fn engine(laws: &[Law]) -> Engine {
+    let terms = laws.iter().map(|law| Terms {
+        name: law.name.parse().unwrap(),
+        maxretry: law.maxretry,
+        findtime: law.findtime,
+        bantime: law.bantime,
+        increment: law.increment.clone(),
+        ignoreip: Allow::new(&law.ignoreip),
+        hears_bans: law.hears_bans,
+    });
+    let heard = rules().iter().filter(|(name, _)| laws.iter().any(|law| law.name == *name));
+    let listeners = heard.map(|(name, rule)| Listener { jail: name.parse().unwrap(), rule: rule.clone() });
+    Engine::new(terms.collect(), vec![listeners.collect()], Allow::default(), 7)
+}
+
+impl World {
+    pub fn new(laws: &[Law], capacity: u32) -> World {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        NOW.store(START, Ordering::SeqCst);
+        let cell = |law: &Law| Cell {
+            jail: law.name.parse().unwrap(),
+            ports: Ports::All,
+            capacity,
+            block: nftjail::model::Block::Drop,
+        };
+        let layout = Layout { cells: laws.iter().map(cell).collect(), never: Vec::new() };
+        let kernel = Shared::default();
+        kernel.kernel().memory.commit(&plan::install(&layout, None, &[])).unwrap();
+        let (enforcer, answers, _) = Enforcer::spawn(Box::new(kernel.clone()), now);
+        World {
+            engine: engine(laws),
+            enforcer,
+            answers,
+            kernel,
+            layout,
+            naive: Naive::new(laws),
+            held: BTreeMap::new(),
+            asked: VecDeque::new(),
+            answered: VecDeque::new(),
+            saved: BTreeMap::new(),
+            _turn: turn,
+        }
+    }
+
+    /// What the engine asked for is what the model asks for.
+    fn follow(&mut self, out: Outcome, expected: Vec<Ban>) {
+        let expected: Vec<Change> = expected.into_iter().map(Change::Ban).collect();
+        assert_eq!(out.changes, expected);
+        self.asked.extend(out.changes.into_iter().map(|change| (change, false)));
+    }
+
+    /// A line that was written `age` milliseconds ago is read. One from the future counts now.
+    pub fn fail(&mut self, jail: &str, addr: &str, attempt: Attempt, age: i64) {
+        let Some(court) = self.naive.courts.iter().position(|court| court.law.name == jail) else { return };
+        let (text, weight, bantime) = match attempt {
+            Attempt::Bad => (format!("bad {addr}"), 1, None),
+            Attempt::Count(count) => (format!("{count} bad {addr}"), count, None),
+            Attempt::Worst => (format!("worst {addr}"), 1, Some(Bantime::For(Duration::from_secs(300)))),
+        };
+        let written = Timestamp::from_millis(now().as_millis() - age);
+        let clock = Clock::Written { now: now(), zone: &TimeZone::UTC };
+        let mut out = Outcome::default();
+        self.engine.handle_line(
+            0,
+            format!("{written} h {jail}[1]: {text}").as_bytes(),
+            clock,
+            now(),
+            &mut out,
+        );
+        let failure = Failure { addr: addr.parse().unwrap(), at: written.min(now()), weight, bantime };
+        let expected = self.naive.fail(court, &failure, now());
+        self.follow(out, expected.into_iter().collect());
+    }
+
+    pub fn pass(&mut self, time: Duration) {
+        NOW.store(now().plus(time).as_millis(), Ordering::SeqCst);
+        self.kernel.pass(time);
+        self.held.retain(|_, end| end.is_none_or(|end| end > now()));
+        self.handle_timeout();
+    }
+
+    fn handle_timeout(&mut self) {
+        let mut out = Outcome::default();
+        self.engine.handle_timeout(now(), &mut out);
+        assert!(out.changes.is_empty(), "the kernel ends bans by itself");
+        let ended = out.events.iter().map(|event| match event {
+            Event::Ended { ban } => (ban.jail.clone(), ban.target),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(ended.collect::<BTreeSet<_>>(), self.naive.pass(now()));
+    }
+
+    /// The enforcer gives what waits to the kernel, at most so many in one transaction.
+    pub fn turn(&mut self, most: usize) {
+        let turn: Vec<(Change, bool)> = self.asked.drain(..most.min(self.asked.len())).collect();
+        if turn.is_empty() {
+            return;
+        }
+        let refuses = self.kernel.kernel().refuses;
+        let before = self.held.clone();
+        self.enforcer.apply(0, turn.iter().map(|(change, _)| change.clone()).collect());
+        let done = self.answers.blocking_recv().unwrap();
+        let mut taken = done.taken.iter().peekable();
+        for (change, by_hand) in &turn {
+            if taken.next_if(|taken| *taken == change).is_some() {
+                self.hold(change, *by_hand);
+            }
+        }
+        assert_eq!(taken.next(), None);
+        for (change, why) in &done.refused {
+            let over = matches!(change, Change::Ban(ban) if ban.end().is_some_and(|end| end <= now()));
+            let full = why.contains("is full") && !self.fits(&before, &turn, change);
+            assert!(over || full || refuses, "{change:?}: {why}");
+        }
+        self.answered.push_back(done);
+    }
+
+    /// Whether all that a turn adds to the set of `change` has room in it, or it is a release of what is held.
+    fn fits(
+        &self,
+        before: &BTreeMap<(JailName, Target), Option<Timestamp>>,
+        turn: &[(Change, bool)],
+        change: &Change,
+    ) -> bool {
+        let key = |change: &Change| (change.jail().clone(), change.target());
+        if matches!(change, Change::Release { .. }) && before.contains_key(&key(change)) {
+            return true;
+        }
+        let keys = before.keys().cloned().chain(turn.iter().map(|(change, _)| key(change)));
+        let same = |(jail, target): &(JailName, Target)| {
+            jail == change.jail() && target.is_v4() == change.target().is_v4()
+        };
+        keys.filter(same).collect::<BTreeSet<_>>().len() <= self.layout.cells[0].capacity as usize
+    }
+
+    /// Believes for the kernel what it took. Only a human may shorten a ban.
+    fn hold(&mut self, change: &Change, by_hand: bool) {
+        let key = (change.jail().clone(), change.target());
+        let Change::Ban(ban) = change else {
+            self.held.remove(&key);
+            return;
+        };
+        let old = self.held.insert(key, ban.end());
+        let longer = match (old, ban.end()) {
+            (None, _) | (Some(_), None) => true,
+            (Some(None), Some(_)) => false,
+            (Some(Some(old)), Some(new)) => old <= new,
+        };
+        assert!(longer || by_hand, "{ban:?} ends before {old:?}");
+    }
+
+    /// The engine hears what became of the oldest turn.
+    pub fn answer(&mut self) {
+        let Some(done) = self.answered.pop_front() else { return };
+        let (mut out, mut expected) = (Outcome::default(), Vec::new());
+        for change in &done.taken {
+            self.engine.handle_taken(change, now(), &mut out);
+            expected.extend(self.naive.taken(change, now()));
+        }
+        for (change, why) in &done.refused {
+            self.engine.handle_refused(change, why, &mut out);
+            self.naive.answered(change);
+        }
+        self.follow(out, expected);
+        self.handle_timeout();
+    }
+
+    pub fn ban_by_hand(&mut self, jail: &str, target: Target, bantime: Bantime) {
+        let Some(court) = self.naive.courts.iter().position(|court| court.law.name == jail) else { return };
+        let jail: JailName = jail.parse().unwrap();
+        let spared = self.engine.spares(&jail, target).is_some();
+        assert_eq!(spared, self.naive.spares(court, target));
+        if !spared {
+            let ban = Ban { jail, target, at: now(), bantime };
+            self.naive.courts[court].asked.push(ban.clone());
+            self.ask_by_hand(Change::Ban(ban));
+        }
+    }
+
+    /// One jail's ban is lifted, as `nftjail unban --jail` would.
+    pub fn release_by_hand(&mut self, jail: &str, target: Target) {
+        let jail: JailName = jail.parse().unwrap();
+        if self.engine.jail(&jail).is_some_and(|jail| jail.ban(target).is_some()) {
+            self.ask_by_hand(Change::Release { jail, target });
+        }
+    }
+
+    fn ask_by_hand(&mut self, change: Change) {
+        self.engine.handle_asked(&change);
+        self.asked.push_back((change, true));
+    }
+
+    pub fn spare(&mut self, never: Vec<IpNet>) {
+        let out = self.engine.handle_never(Allow::new(&never));
+        let expected = self.naive.spare(never);
+        let lifted = out.changes.iter().map(|change| match change {
+            Change::Release { jail, target } => (jail.clone(), *target),
+            ban => panic!("{ban:?}"),
+        });
+        assert_eq!(lifted.collect::<BTreeSet<_>>(), expected);
+        self.asked.extend(out.changes.into_iter().map(|change| (change, false)));
+    }
+
+    /// All that is in flight comes down.
+    pub fn settle(&mut self) {
+        while !self.asked.is_empty() || !self.answered.is_empty() {
+            self.turn(usize::MAX);
+            self.answer();
+        }
+    }
+
+    /// The agent ends, and a new one adopts what was saved and what the kernel holds.
+    pub fn restart(&mut self) {
+        self.settle();
+        self.kernel.kernel().refuses = false;
+        self.save();
+        let laws: Vec<Law> = self.naive.courts.iter().map(|court| court.law.clone()).collect();
+        self.engine = engine(&laws);
+        self.saved.values().for_each(|memory| self.engine.restore_memory(memory.clone()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let install = self.enforcer.install(self.layout.clone(), Restore::Missing(Vec::new()));
+        runtime.block_on(install).unwrap().into_iter().for_each(|ban| self.engine.restore(ban));
+        let never = self.naive.never.clone();
+        self.spare(never);
+    }
+
+    fn save(&mut self) {
+        let unsaved = self.engine.take_unsaved();
+        self.saved.extend(unsaved.into_iter().map(|memory| ((memory.0.clone(), memory.1), memory)));
+    }
+
+    /// Believed is what the model believes; held is what was taken; and both are one where nothing is in flight.
+    pub fn check(&self) {
+        let flying: BTreeSet<(JailName, Target)> = (self.asked.iter().map(|(change, _)| change))
+            .chain(self.answered.iter().flat_map(|done| &done.taken))
+            .map(|change| (change.jail().clone(), change.target()))
+            .collect();
+        let mut believed = BTreeMap::new();
+        let mut next = None;
+        for (jail, court) in self.engine.jails().iter().zip(&self.naive.courts) {
+            let ends = |ban: &Ban| (ban.target, ban.end());
+            let ours: Vec<_> = jail.bans().map(ends).collect();
+            assert_eq!(ours, court.bans.values().map(ends).collect::<Vec<_>>(), "{}", court.law.name);
+            believed.extend(jail.bans().map(|ban| ((ban.jail.clone(), ban.target), ban.end())));
+            next = next.into_iter().chain(court.bans.values().filter_map(Ban::end)).min();
+        }
+        assert_eq!(self.engine.poll_timeout(), next);
+        let left = |end: &Option<Timestamp>| end.map(|end| end.since(now()));
+        let held: BTreeMap<_, _> = self.held.iter().map(|(key, end)| (key.clone(), left(end))).collect();
+        assert_eq!(self.kernel.holds(), held);
+        let landed = |bans: &BTreeMap<(JailName, Target), Option<Timestamp>>| {
+            let landed = bans.iter().filter(|(key, _)| !flying.contains(key));
+            landed.map(|(key, end)| (key.clone(), *end)).collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(landed(&believed), landed(&self.held));
+    }
+}

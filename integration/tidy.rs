@@ -218,3 +218,38 @@ fn nothing_names_this_machine() {
         }
     }
 }
+
+/// Licences under which a dependency may be part of a binary that is MIT or Apache-2.0.
+const LICENCES: [&str; 9] = [
+    "MIT",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "Unlicense",
+    "Unicode-3.0",
+    "Zlib",
+];
+
+#[test]
+fn every_dependency_may_be_shipped() {
+    let metadata = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--offline", "--locked"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert!(packages.len() > 50);
+    for package in packages {
+        let licence =
+            package["license"].as_str().unwrap_or_default().replace(['(', ')'], "").replace('/', " OR ");
+        let mut names = licence.split(" OR ").flat_map(|some| some.split(" AND "));
+        let allowed = |name: &str| LICENCES.contains(&name.trim());
+        // Where several hold at once, all that are named must do.
+        let fine = if licence.contains(" AND ") { names.all(allowed) } else { names.any(allowed) };
+        assert!(fine, "{} is under \"{licence}\"", package["name"]);
+    }
+}

@@ -82,7 +82,8 @@ impl Naive {
             return None;
         }
         times.clear();
-        let bantime = length(law, failure.bantime.unwrap_or(law.bantime), earlier);
+        let grown = length(law, failure.bantime.unwrap_or(law.bantime), earlier);
+        let bantime = failure.bantime.map_or(grown, |own| if own > grown { own } else { grown });
         let ban = Ban { jail: law.name.parse().unwrap(), target, at: failure.at, bantime };
         let second = Duration::from_secs(1);
         let mut others = asked.iter().chain(bans.values()).filter(|other| other.target == target);

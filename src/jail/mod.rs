@@ -124,13 +124,12 @@ impl Jail {
         }
         let jail = self.terms.name.clone();
         let base = failure.bantime.unwrap_or(self.terms.bantime);
-        let bantime = match &self.terms.increment {
-            Some(increment) => {
-                let earlier = self.offenders.earlier(target, failure.at, increment.forget);
-                increment.bantime(base, earlier.saturating_add(elsewhere), chance)
-            }
-            None => base,
-        };
+        let grown = self.terms.increment.as_ref().map_or(base, |increment| {
+            let earlier = self.offenders.earlier(target, failure.at, increment.forget);
+            increment.bantime(base, earlier.saturating_add(elsewhere), chance)
+        });
+        // What a rule asks for a break-in attempt is the least, whatever steps or cap the jail has for the others.
+        let bantime = failure.bantime.map_or(grown, |own| grown.max(own));
         self.ask(Ban { jail, target, at: failure.at, bantime })
     }
 
@@ -364,6 +363,19 @@ mod tests {
         let attempt = Failure { bantime: Some(Bantime::Forever), ..failure("192.0.2.1", 0) };
         let Verdict::Ban(ban) = jail(1).handle_failure(&attempt, &Allow::default(), 0, 0) else { panic!() };
         assert_eq!(ban.bantime, Bantime::Forever);
+        let mut stepping = jail(1);
+        let hour = Duration::from_secs(3_600);
+        stepping.terms.increment = Some(Increment {
+            growth: bantime::Growth::Steps(vec![Duration::from_secs(30)]),
+            maxtime: hour,
+            rndtime: Duration::ZERO,
+            overalljails: false,
+            forget: hour,
+            forever_at: None,
+        });
+        let attempt = Failure { bantime: Some(Bantime::For(24 * hour)), ..failure("192.0.2.1", 0) };
+        let Verdict::Ban(ban) = stepping.handle_failure(&attempt, &Allow::default(), 0, 0) else { panic!() };
+        assert_eq!(ban.bantime, Bantime::For(24 * hour), "no step makes it shorter");
     }
 
     #[test]

@@ -20,11 +20,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("engine", &["model", "detect", "jail"]),
     ("enforcer", &["model", "nft"]),
     ("sources", &["status", "model", "acquire", "bell"]),
-    ("state", &["model", "host"]),
-    ("never", &["yaml", "host"]),
+    ("state", &["model"]),
+    ("never", &["model", "yaml", "host"]),
     ("config", &["model", "yaml", "host", "detect", "jail", "never"]),
-    ("control", &["status", "model", "host"]),
-    ("lab", &["host", "rtnetlink"]),
+    ("control", &["status", "model"]),
+    ("lab", &["model", "rtnetlink"]),
     (
         "daemon",
         &[
@@ -32,14 +32,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "state", "config", "control", "host", "answers", "never", "spare",
         ],
     ),
-    ("spare", &["daemon", "enforcer", "host", "jail", "never"]),
+    ("spare", &["daemon", "enforcer", "model", "jail", "never"]),
     (
         "answers",
         &["status", "model", "yaml", "jail", "tell", "engine", "config", "control", "host", "daemon"],
     ),
     ("trial", &["status", "model", "detect", "nft", "tell", "config", "control", "host", "lab"]),
     ("matching", &["acquire", "detect", "host"]),
-    ("replay", &["status", "model", "acquire", "detect", "engine", "config", "host"]),
+    ("replay", &["status", "model", "acquire", "detect", "engine", "config"]),
     (
         "cli",
         &[

@@ -15,7 +15,7 @@ use crate::control::{self, Failed, Request, Response, Unanswered, Whom};
 use crate::daemon;
 use crate::host::{self, Services};
 use crate::matching;
-use crate::model::{Bantime, JailName, Target};
+use crate::model::{Bantime, JailName, Target, plain};
 use crate::replay;
 use crate::tell::screen;
 use crate::trial;
@@ -191,7 +191,7 @@ impl From<io::Error> for Trouble {
         if error.kind() == io::ErrorKind::BrokenPipe {
             std::process::exit(0);
         }
-        Trouble::Failed(host::plain(&error))
+        Trouble::Failed(plain(&error))
     }
 }
 
@@ -353,8 +353,7 @@ fn print_json<T: Serialize>(value: &T) -> Result<ExitCode, Trouble> {
 }
 
 fn bad_configuration(faults: Vec<Fault>) -> Trouble {
-    let texts: Vec<String> = faults.iter().map(Fault::to_string).collect();
-    Trouble::BadConfiguration(format!("the configuration is not in order\n{}", texts.join("\n")))
+    Trouble::BadConfiguration(yaml::told(&faults))
 }
 
 fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
@@ -374,7 +373,7 @@ fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     "is not there yet, will be waited for".to_owned()
                 }
-                Err(error) => format!("cannot be read: {}", host::plain(&error)),
+                Err(error) => format!("cannot be read: {}", plain(&error)),
             };
             text += &format!("{name}: {} {state}\n", path.display());
         }

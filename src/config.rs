@@ -11,11 +11,11 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::detect::{Library, Rule};
-use crate::host::{Services, plain};
+use crate::host::Services;
 use crate::jail::allow::Allow;
 use crate::jail::bantime::{Growth, Increment};
 use crate::jail::{FORGET, Terms};
-use crate::model::{Bantime, Block, Cell, JailName, Layout, Ports, Protocol, Span};
+use crate::model::{Bantime, Block, Cell, JailName, Layout, Ports, Protocol, Span, plain};
 use crate::never::{self, Entry, Known};
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
 
@@ -325,7 +325,7 @@ impl Keys {
         services: &Services,
     ) -> Vec<Fault> {
         let mut faults = Vec::new();
-        if let Some(rule) = self.rule.as_ref().filter(|rule| library.file(&rule.value).is_err()) {
+        if let Some(rule) = self.rule.as_ref().filter(|rule| !library.has(&rule.value)) {
             faults.push(fault(
                 source,
                 rule.defined,
@@ -401,8 +401,8 @@ impl Keys {
     ) -> Result<JailConfig, String> {
         let ignoreip = self.ignoreip().cloned().collect();
         let rule_name = self.rule.map_or_else(|| name.to_string(), |rule| rule.value);
-        let names: Vec<&str> = library.names().collect();
-        if !names.contains(&rule_name.as_str()) {
+        if !library.has(&rule_name) {
+            let names: Vec<&str> = library.names().collect();
             let unknown = yaml::unknown("rule", &rule_name, &names);
             return Err(format!("{unknown} (a jail that is not named after its rule needs the key rule)"));
         }

@@ -137,7 +137,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Listens at `path`. A socket that a crashed agent left is replaced; a living agent's is not.
 pub fn listen(path: &Path) -> Result<UnixListener, String> {
     let told =
-        |error: io::Error| format!("cannot listen at {}: {}", path.display(), crate::host::plain(&error));
+        |error: io::Error| format!("cannot listen at {}: {}", path.display(), crate::model::plain(&error));
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(told)?;
     }
@@ -230,7 +230,7 @@ pub fn ask(path: &Path, request: &Request) -> Result<Response, Unanswered> {
         io::ErrorKind::PermissionDenied => Unanswered::NotAllowed(name),
         _ => Unanswered::NotRunning(name),
     })?;
-    converse_with(&mut stream, request).map_err(|error| Unanswered::Broken(crate::host::plain(&error)))
+    converse_with(&mut stream, request).map_err(|error| Unanswered::Broken(crate::model::plain(&error)))
 }
 
 fn converse_with<T: DeserializeOwned>(stream: &mut Client, request: &Request) -> io::Result<T> {

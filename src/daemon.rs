@@ -19,16 +19,16 @@ use crate::control::{self, Asked, Failed, Response, failed};
 use crate::detect::{self, Clock};
 use crate::enforcer::{Done, Enforcer, Restore};
 use crate::engine::{Engine, Listener, Outcome};
-use crate::host::{self, AddressWatch, Services, plain};
+use crate::host::{self, AddressWatch, Services};
 use crate::jail::{FORGET, Jail};
-use crate::model::{Ban, Change, Event, Timestamp};
+use crate::model::{Ban, Change, Event, Timestamp, plain};
 use crate::never;
 use crate::nft::Refusal;
 use crate::nft::netlink::Netlink;
 use crate::sources::{DateOf, Sources};
 use crate::state::{Saved, State, Step};
 use crate::tell;
-use crate::yaml::Fault;
+use crate::yaml::{self, Fault};
 
 /// Where the agent finds and keeps things.
 #[derive(Clone, Debug)]
@@ -328,7 +328,7 @@ impl Daemon {
     pub(crate) async fn reload(&mut self) -> Response {
         let mut config = match Config::load(self.places.config.as_deref(), &Services::of_this_host()) {
             Ok(config) => config,
-            Err(faults) => return failed(Failed::BadConfiguration, faults_text(&faults)),
+            Err(faults) => return failed(Failed::BadConfiguration, yaml::told(&faults)),
         };
         config.known.inherit(&self.config.known);
         let own = never::of_this_host(config.ban_local).unwrap_or_else(|_| self.own.clone());
@@ -458,12 +458,7 @@ fn longest_memory(config: &Config) -> Duration {
 }
 
 fn bad_configuration(faults: Vec<Fault>) -> Stopped {
-    Stopped::BadConfiguration(faults_text(&faults))
-}
-
-fn faults_text(faults: &[Fault]) -> String {
-    let texts: Vec<String> = faults.iter().map(Fault::to_string).collect();
-    format!("the configuration is not in order\n{}", texts.join("\n"))
+    Stopped::BadConfiguration(yaml::told(&faults))
 }
 
 fn refused(refusal: Refusal) -> Stopped {

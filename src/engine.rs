@@ -252,11 +252,6 @@ impl Engine {
         self.jails.iter().find(|jail| jail.terms().name == *name)
     }
 
-    /// Whether something is to be saved.
-    pub fn is_unsaved(&self) -> bool {
-        !self.unsaved.is_empty()
-    }
-
     /// What changed since the last call, as it is now.
     pub fn take_unsaved(&mut self) -> Vec<Memory> {
         let unsaved = std::mem::take(&mut self.unsaved);

@@ -20,13 +20,6 @@ use netlink_sys::{Socket, SocketAddr};
 use crate::model::{Protocol, Timestamp};
 use crate::rtnetlink;
 
-/// An I/O error in plain words, without the "(os error 13)" that helps nobody.
-pub fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    let mut letters = text.split(" (os error").next().unwrap_or_default().chars();
-    letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect()
-}
-
 static CLOCK_OFFSET_MS: AtomicI64 = AtomicI64::new(0);
 
 /// Lets [`now`] run so many seconds off, so that an old log can be read as if it were written now.

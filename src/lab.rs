@@ -18,7 +18,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::thread::UnshareFlags;
 use socket2::{Domain, Socket, Type};
 
-use crate::host::plain;
+use crate::model::plain;
 use crate::rtnetlink;
 
 /// The addresses of the server in the laboratory, from the documentation ranges (RFC 5737, RFC 3849).

@@ -157,14 +157,14 @@ fn explained(rule: &Rule, line: &[u8], margin: &str) -> String {
 
 /// Text of a log may hold whatever an attacker wrote: nothing of it reaches the terminal as it is.
 fn escaped(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(text);
-    text.chars()
-        .flat_map(|c| {
-            let shown = if c == '\'' || c == '"' || c == '\\' { None } else { Some(c.escape_debug()) };
-            let plain = if shown.is_none() { Some(c) } else { None };
-            shown.into_iter().flatten().chain(plain)
-        })
-        .collect()
+    let mut shown = String::new();
+    for c in String::from_utf8_lossy(text).chars() {
+        match c {
+            '\'' | '"' | '\\' => shown.push(c),
+            _ => shown.extend(c.escape_debug()),
+        }
+    }
+    shown
 }
 
 #[cfg(test)]

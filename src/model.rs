@@ -451,6 +451,13 @@ pub enum Event {
     Refused { jail: JailName, target: Target, why: String },
 }
 
+/// An I/O error in plain words, without the "(os error 13)" that helps nobody.
+pub fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let mut letters = text.split(" (os error").next().unwrap_or_default().chars();
+    letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,7 +16,8 @@ use ipnet::{IpNet, IpSubnets, Ipv4Subnets, Ipv6Subnets};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 
-use crate::host::{self, plain};
+use crate::host;
+use crate::model::plain;
 use crate::yaml::Fault;
 
 /// One entry of `ignoreip`.

@@ -8,7 +8,7 @@ use crate::acquire::archive::Archive;
 use crate::config::Config;
 use crate::detect::{self, Clock};
 use crate::engine::{Engine, Listener, Outcome};
-use crate::host::plain;
+use crate::model::plain;
 use crate::model::{Event, JailName, Target, Timestamp};
 use crate::status::{BanStatus, Nearly, Replayed};
 use jiff::tz::TimeZone;

@@ -2,8 +2,8 @@
 
 use crate::daemon::Daemon;
 use crate::enforcer::Restore;
-use crate::host::plain;
 use crate::jail::allow::Allow;
+use crate::model::plain;
 use crate::never::{self, News};
 
 impl Daemon {

@@ -66,13 +66,13 @@ impl State {
     /// Opens the state in `dir`, which is made if need be, and reads what was saved.
     pub fn open(dir: &Path) -> Result<(State, Saved), String> {
         let told = |error: &dyn std::fmt::Display| format!("cannot keep state in {}: {error}", dir.display());
-        fs::create_dir_all(dir).map_err(|error| told(&crate::host::plain(&error)))?;
+        fs::create_dir_all(dir).map_err(|error| told(&crate::model::plain(&error)))?;
         let path = dir.join(FILE);
         let (connection, saved) = match read(&path) {
             Ok(read) => read,
             Err(error) if is_damage(&error) => {
                 let aside = path.with_extension("sqlite3.damaged");
-                fs::rename(&path, &aside).map_err(|error| told(&crate::host::plain(&error)))?;
+                fs::rename(&path, &aside).map_err(|error| told(&crate::model::plain(&error)))?;
                 let (connection, saved) = read(&path).map_err(|error| told(&error))?;
                 (connection, Saved { set_aside: Some(aside), ..saved })
             }

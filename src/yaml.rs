@@ -24,7 +24,7 @@ pub struct Fault {
 }
 
 /// No file of ours comes near this; a larger one is a mistake or an attack.
-const FILE_BYTES_MAX: usize = 1 << 20;
+pub const FILE_BYTES_MAX: usize = 1 << 20;
 
 /// Reads one document. Duplicate and unknown keys, YAML 1.1 booleans, and bombs of nesting or aliases are faults.
 pub fn read<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, Fault> {
@@ -95,6 +95,12 @@ impl fmt::Display for Fault {
         writeln!(f, " {number} | {source}")?;
         write!(f, " {margin} | {shift}^")
     }
+}
+
+/// All faults of a configuration, as every verb tells them.
+pub fn told(faults: &[Fault]) -> String {
+    let texts: Vec<String> = faults.iter().map(Fault::to_string).collect();
+    format!("the configuration is not in order\n{}", texts.join("\n"))
 }
 
 fn fault(file: &str, text: &str, error: &Error) -> Fault {

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use flate2::bufread::MultiGzDecoder;
 use ruzstd::decoding::StreamingDecoder;
 
-use super::reason;
 use super::splitter::LINE_BYTES_MAX;
+use crate::model::plain;
 
 /// A log that is read once.
 pub struct Archive {
@@ -37,7 +37,7 @@ impl Archive {
     /// # Errors
     /// What open(2) says, with the path, in words.
     pub fn open(path: &Path) -> Result<Archive, String> {
-        let told = |error: io::Error| format!("cannot read {}: {}", path.display(), reason(&error));
+        let told = |error: io::Error| format!("cannot read {}: {}", path.display(), plain(&error));
         let taken = Arc::new(AtomicU64::new(0));
         if path == Path::new("-") {
             return Ok(Archive { lines: Box::new(io::stdin().lock()), taken, size: None });

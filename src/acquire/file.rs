@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use rustix::fs::OFlags;
 
-use crate::model::Timestamp;
+use crate::model::{Timestamp, plain};
 
 use super::bisect::{Age, end_of_lines, first_wanted};
 use super::identity::{HEAD_BYTES_MAX, Identity, Position};
 use super::tail::{Reading, Tail, fill_at, glimpse};
-use super::{Line, Notice, Progress, What, is_missing, reason, ways};
+use super::{Line, Notice, Progress, What, is_missing, ways};
 
 /// Says whether a line was written before the wanted time.
 pub type AgeOf = Box<dyn FnMut(&[u8]) -> Age + Send>;
@@ -127,7 +127,7 @@ impl Follower {
                     break;
                 }
                 Err(error) => {
-                    let trouble = What::Unreadable(reason(&error));
+                    let trouble = What::Unreadable(plain(&error));
                     if trouble_before.as_ref() != Some(&trouble) {
                         reading.notices.push(trouble.clone());
                     }
@@ -210,7 +210,7 @@ impl Follower {
             self.start = None;
             self.report(What::Missing);
         } else {
-            self.report(What::Unreadable(reason(error)));
+            self.report(What::Unreadable(plain(error)));
         }
     }
 
@@ -229,7 +229,7 @@ impl Follower {
                 }
                 self.trouble = None;
             }
-            Err(error) => self.report(What::Unreadable(reason(&error))),
+            Err(error) => self.report(What::Unreadable(plain(&error))),
         }
     }
 

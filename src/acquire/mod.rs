@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use thiserror::Error;
 
+use crate::model::plain;
+
 pub mod archive;
 pub mod bisect;
 pub mod file;
@@ -351,19 +353,11 @@ fn is_remote(dir: &Path) -> bool {
     rustix::fs::statfs(dir).is_ok_and(|found| REMOTE.contains(&(found.f_type as u32)))
 }
 
-/// The system's words for an error, as they fit behind a colon: "permission denied".
-fn reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = text.chars();
-    letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect()
-}
-
-/// As [`reason`], but inotify_add_watch(2) says ENOSPC where no disk is full.
+/// As [`plain`], but inotify_add_watch(2) says ENOSPC where no disk is full.
 fn watch_reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::StorageFull => "the limit fs.inotify.max_user_watches is reached".to_owned(),
-        _ => reason(error),
+        _ => plain(error),
     }
 }
 
@@ -374,8 +368,8 @@ mod tests {
     #[test]
     fn reasons_are_the_systems_words_without_its_numbers() {
         let of = |errno: rustix::io::Errno| io::Error::from(errno);
-        assert_eq!(reason(&of(rustix::io::Errno::ACCESS)), "permission denied");
-        assert_eq!(reason(&of(rustix::io::Errno::IO)), "input/output error");
+        assert_eq!(plain(&of(rustix::io::Errno::ACCESS)), "permission denied");
+        assert_eq!(plain(&of(rustix::io::Errno::IO)), "input/output error");
         let refused = Blind::Refused {
             path: "/var/log/auth.log".into(),
             reason: watch_reason(&of(rustix::io::Errno::NOSPC)),

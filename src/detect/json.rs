@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     fn fields(yaml: &str) -> Fields {
-        serde_saphyr::from_str(yaml).unwrap()
+        crate::yaml::read("t.yaml", yaml).unwrap()
     }
 
     #[test]
@@ -178,7 +178,8 @@ mod tests {
 
     #[test]
     fn wishes_are_lists_of_values_or_anchored_patterns() {
-        let wish: Wish = serde_saphyr::from_str("{status: [401, 403], path: '^/login', ok: false}").unwrap();
+        let wish: Wish =
+            crate::yaml::read("t.yaml", "{status: [401, 403], path: '^/login', ok: false}").unwrap();
         let wish = Where::new(&wish, Regex::new).unwrap();
         let holds = |line: &str| wish.holds(&serde_json::from_str(line).unwrap());
         assert!(holds(r#"{"status":403,"path":"/login?x","ok":false}"#));

@@ -14,9 +14,6 @@ use crate::yaml::{self, Fault};
 /// The rule files of the source tree, `(FILE NAME, TEXT)`.
 const SHIPPED: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/rules.rs"));
 
-/// The largest rule file that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 1 << 20;
-
 /// Rule files by name, not yet parsed.
 #[derive(Clone, Debug, Default)]
 pub struct Library {
@@ -48,7 +45,7 @@ impl Library {
             if path.extension().is_none_or(|extension| extension != "yaml") {
                 continue;
             }
-            if fs::metadata(&path)?.len() > FILE_BYTES_MAX {
+            if fs::metadata(&path)?.len() > yaml::FILE_BYTES_MAX as u64 {
                 let text = format!("{} is larger than 1 MiB", path.display());
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
@@ -74,6 +71,11 @@ impl Library {
     /// Every rule's name, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)
+    }
+
+    /// Whether there is a rule of this name, sound or not.
+    pub fn has(&self, name: &str) -> bool {
+        self.files.contains_key(name)
     }
 
     /// The rule as written.

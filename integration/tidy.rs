@@ -22,7 +22,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sources", &["status", "model", "acquire", "bell"]),
     ("state", &["model"]),
     ("never", &["model", "yaml", "host"]),
-    ("config", &["model", "yaml", "host", "detect", "jail", "never"]),
+    ("ports", &["model", "yaml", "host"]),
+    ("sheet", &["model", "yaml", "host", "detect", "jail", "never", "ports"]),
+    ("config", &["model", "yaml", "host", "detect", "jail", "never", "ports", "sheet"]),
     ("control", &["status", "model"]),
     ("lab", &["model", "rtnetlink"]),
     (

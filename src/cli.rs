@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::config::{self, Config};
 use crate::control::{self, Failed, Request, Response, Unanswered, Whom};
 use crate::daemon;
+use crate::detect::NORMAL;
 use crate::host::{self, Services};
 use crate::matching;
 use crate::model::{Bantime, JailName, Target, plain};
@@ -104,7 +105,7 @@ enum Verb {
     Match {
         #[arg(long)]
         rule: String,
-        #[arg(long, default_value = config::NORMAL)]
+        #[arg(long, default_value = NORMAL)]
         mode: String,
         /// A folder of rules that come before the shipped ones
         #[arg(long, value_name = "DIR")]

@@ -44,6 +44,9 @@ pub const LINE_BYTES_MAX: usize = 64 << 10;
 /// The most that one line counts as.
 pub const WEIGHT_MAX: u32 = 1000;
 
+/// The mode of a rule that adds nothing.
+pub const NORMAL: &str = "normal";
+
 /// When a line counts.
 #[derive(Clone, Copy, Debug)]
 pub enum Clock<'z> {

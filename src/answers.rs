@@ -208,6 +208,6 @@ fn jail_status(jail: &Jail, config: &JailConfig) -> JailStatus {
         banned_total: jail.banned_total(),
         forgotten_total: jail.window().forgotten(),
         dropped: None,
-        sources: config.logpath.iter().map(|path| path.display().to_string()).collect(),
+        sources: config.logpath.iter().map(ToString::to_string).collect(),
     }
 }

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
+use crate::acquire::place::Place;
 use crate::config::{self, Config};
 use crate::control::{self, Failed, Request, Response, Unanswered, Whom};
 use crate::daemon;
@@ -368,7 +369,7 @@ fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
     let mut text = String::new();
     for jail in &config.jails {
         let name = &jail.terms.name;
-        for path in &jail.logpath {
+        for path in jail.logpath.iter().filter_map(Place::file) {
             let state = match File::open(path) {
                 Ok(_) => "ok".to_owned(),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::acquire::place::Place;
 use crate::detect::{Library, NORMAL, Rule};
 use crate::host::Services;
 use crate::jail::Terms;
@@ -42,7 +43,7 @@ pub struct JailConfig {
     pub terms: Terms,
     pub rule: Arc<Rule>,
     pub mode: String,
-    pub logpath: Vec<PathBuf>,
+    pub logpath: Vec<Place>,
     pub ports: Ports,
     pub block: Block,
     pub capacity: u32,
@@ -223,10 +224,10 @@ fn resolve_jail(
 }
 
 /// The first log that is there, since distributions differ; all of them where none is, to wait for.
-fn default_logpath(candidates: &[String]) -> Vec<PathBuf> {
-    let candidates = || candidates.iter().map(PathBuf::from);
-    match candidates().find(|path| path.exists()) {
-        Some(path) => vec![path],
+fn default_logpath(candidates: &[String]) -> Vec<Place> {
+    let candidates = || candidates.iter().map(|path| Place::File(path.into()));
+    match candidates().find(|place| place.file().is_some_and(Path::exists)) {
+        Some(place) => vec![place],
         None => candidates().collect(),
     }
 }

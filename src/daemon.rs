@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use crate::acquire::place::Place;
 use crate::bell::Bell;
 use crate::config::Config;
 use crate::control::{self, Asked, Failed, Response, failed};
@@ -127,14 +128,14 @@ impl Daemon {
         let standing =
             enforcer.install(config.layout(&own), Restore::AfterReboot(saved.bans)).await.map_err(refused)?;
 
-        let (paths, listeners) = listeners(&config);
+        let (logs, listeners) = listeners(&config);
         let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
         let mut engine = Engine::new(terms, listeners, config.never(&own), host::secret());
         saved.memories.into_iter().for_each(|memory| engine.restore_memory(memory));
         restore(&mut engine, standing);
         let zone = TimeZone::system();
         let backlog = longest_findtime(&config);
-        let sources = Sources::open(&paths, &saved.positions, backlog, host::now(), &date_of(&zone))
+        let sources = Sources::open(&logs, &saved.positions, backlog, host::now(), &date_of(&zone))
             .map_err(|error| Stopped::Failed(plain(&error)))?;
 
         let (ask, questions) = mpsc::channel(16);
@@ -336,12 +337,12 @@ impl Daemon {
             Ok(standing) => standing,
             Err(refusal) => return failed(Failed::Refused, refusal.to_string()),
         };
-        let (paths, listeners) = listeners(&config);
+        let (logs, listeners) = listeners(&config);
         let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
         self.engine.amend(terms, listeners);
         standing.into_iter().for_each(|ban| self.engine.restore(ban));
         if let Err(error) =
-            self.sources.follow(&paths, longest_findtime(&config), host::now(), &date_of(&self.zone))
+            self.sources.follow(&logs, longest_findtime(&config), host::now(), &date_of(&self.zone))
         {
             return failed(Failed::Refused, plain(&error));
         }
@@ -427,15 +428,15 @@ fn restore(engine: &mut Engine, standing: Vec<Ban>) {
 }
 
 /// Each log once, and who listens to it.
-fn listeners(config: &Config) -> (Vec<PathBuf>, Vec<Vec<Listener>>) {
-    let mut by_path: BTreeMap<&PathBuf, Vec<Listener>> = BTreeMap::new();
+fn listeners(config: &Config) -> (Vec<Place>, Vec<Vec<Listener>>) {
+    let mut by_place: BTreeMap<&Place, Vec<Listener>> = BTreeMap::new();
     for jail in &config.jails {
-        for path in &jail.logpath {
+        for place in &jail.logpath {
             let listener = Listener { jail: jail.terms.name.clone(), rule: jail.rule.clone() };
-            by_path.entry(path).or_default().push(listener);
+            by_place.entry(place).or_default().push(listener);
         }
     }
-    by_path.into_iter().map(|(path, listeners)| (path.clone(), listeners)).unzip()
+    by_place.into_iter().map(|(place, listeners)| (place.clone(), listeners)).unzip()
 }
 
 fn date_of(zone: &TimeZone) -> DateOf {

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::acquire::place::Place;
 use crate::detect::{Library, NORMAL};
 use crate::host::Services;
 use crate::jail::FORGET;
@@ -40,7 +41,7 @@ pub struct Keys {
     pub enabled: Option<bool>,
     pub rule: Option<Spanned<String>>,
     pub mode: Option<Spanned<String>>,
-    pub logpath: Option<Many<PathBuf>>,
+    pub logpath: Option<Many<Place>>,
     pub port: Option<Spanned<Many<String>>>,
     pub maxretry: Option<Spanned<u32>>,
     pub findtime: Option<Text<Span>>,

@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS ban (
 /// One consistent step: a line is either in both the position and the failures, or in neither.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
-    pub positions: Vec<(PathBuf, String)>,
+    pub positions: Vec<(String, String)>,
     /// The failures of each target that changed, and how often it was banned; empty where they are forgotten.
     pub memories: Vec<Memory>,
     /// Changes that the kernel took.
@@ -49,7 +49,7 @@ pub struct Step {
 /// What was saved before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Saved {
-    pub positions: Vec<(PathBuf, String)>,
+    pub positions: Vec<(String, String)>,
     pub memories: Vec<Memory>,
     pub bans: Vec<Ban>,
     /// Set where the file was damaged and put aside under this name.
@@ -121,9 +121,8 @@ fn read(path: &Path) -> rusqlite::Result<(Connection, Saved)> {
     connection.pragma_update(None, "cache_size", -256)?;
     connection.execute_batch(SCHEMA)?;
 
-    let positions = rows(&connection, "SELECT source, place FROM position", |row| {
-        Ok(Some((PathBuf::from(row.get::<_, String>(0)?), row.get(1)?)))
-    })?;
+    let positions =
+        rows(&connection, "SELECT source, place FROM position", |row| Ok(Some((row.get(0)?, row.get(1)?))))?;
     let both = "SELECT jail, target, times, bans, offender.last FROM failure FULL JOIN offender USING (jail, target)";
     let memories = rows(&connection, both, |row| {
         let times: Option<String> = row.get(2)?;
@@ -185,7 +184,7 @@ fn write(connection: &mut Connection, step: &Step) -> rusqlite::Result<()> {
     {
         let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO position VALUES (?1, ?2)")?;
         for (source, place) in &step.positions {
-            put.execute(params![source.to_string_lossy(), place])?;
+            put.execute(params![source, place])?;
         }
         let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO failure VALUES (?1, ?2, ?3, ?4)")?;
         let mut drop = transaction.prepare_cached("DELETE FROM failure WHERE jail = ?1 AND target = ?2")?;

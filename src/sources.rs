@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::acquire::bisect::Age;
 use crate::acquire::file::{Follower, Start};
-use crate::acquire::identity::Position;
+use crate::acquire::identity::Positions;
 use crate::acquire::place::Place;
 use crate::acquire::{Aimed, Line, SourceId, Watch, What};
 use crate::bell::Bell;
@@ -196,7 +196,7 @@ impl Followed {
             None => Age::Undated,
         };
         let Place::File(path) = place;
-        let saved = saved.and_then(|position| serde_json::from_str::<Vec<Position>>(position).ok());
+        let saved = saved.and_then(|position| serde_json::from_str::<Positions>(position).ok());
         let follower = Follower::open(path, saved, Start::Since(Box::new(age)), now)?;
         Ok(Followed { id, place: place.clone(), follower, lines: 0, last_line: None })
     }

@@ -23,7 +23,9 @@ pub mod archive;
 pub mod bisect;
 pub mod file;
 pub mod identity;
+mod open;
 pub mod place;
+pub mod rotated;
 pub mod splitter;
 mod tail;
 
@@ -75,6 +77,8 @@ pub enum What {
     Lost,
     /// Something of this kind has the name; it is not opened, and a file is waited for.
     NotAFile(&'static str),
+    /// Somebody who may write to its directory had us read a file of others; it is not opened. In words.
+    Refused(String),
     /// The system's words for why it cannot be read; tried again at the next event.
     Unreadable(String),
 }
@@ -91,6 +95,7 @@ impl fmt::Display for Notice {
                 write!(f, "{path} is not the file that was read before, which is gone: lines may be missing")
             }
             What::NotAFile(kind) => write!(f, "cannot read {path}: it is {kind}, not a file"),
+            What::Refused(reason) => write!(f, "not reading {path}: {reason}"),
             What::Unreadable(reason) => write!(f, "cannot read {path}: {reason}"),
         }
     }

@@ -87,6 +87,7 @@ impl Daemon {
             started: self.started,
             now: host::now(),
             pending: self.pending,
+            repairs: self.repairs.done.clone(),
             sources: self.sources.status().into_iter().filter(|source| listened(&source.name)).collect(),
             troubles: self.troubles.iter().chain(self.config.known.troubles()).cloned().collect(),
             jails,

@@ -21,11 +21,13 @@ use crate::detect::{self, Clock};
 use crate::enforcer::{Done, Enforcer, Restore};
 use crate::engine::{Engine, Listener, Outcome};
 use crate::host::{self, AddressWatch, Services};
-use crate::jail::{FORGET, Jail};
+use crate::jail::FORGET;
 use crate::model::{Ban, Change, Event, Timestamp, plain};
 use crate::never;
 use crate::nft::Refusal;
 use crate::nft::netlink::Netlink;
+use crate::nft::news::News;
+use crate::repair::Repairs;
 use crate::sources::{DateOf, Sources};
 use crate::state::{Saved, State, Step};
 use crate::tell;
@@ -93,6 +95,7 @@ pub struct Daemon {
     /// Questions that are answered when the kernel has spoken, by ticket.
     pub(crate) waiting: HashMap<u64, Waiting>,
     pub(crate) troubles: Vec<String>,
+    pub(crate) repairs: Repairs,
     pub(crate) started: Timestamp,
 }
 
@@ -109,6 +112,8 @@ struct Wakers {
     questions: mpsc::Receiver<Asked>,
     addresses: AddressWatch,
     address_bell: Bell,
+    ruleset: News,
+    ruleset_bell: Bell,
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
@@ -120,6 +125,7 @@ impl Daemon {
             Config::load(places.config.as_deref(), &Services::of_this_host()).map_err(bad_configuration)?;
         let listener = control::listen(&places.socket).map_err(Stopped::Failed)?;
         let kernel = Netlink::open().map_err(refused)?;
+        let news = kernel.port().and_then(News::open).map_err(|error| Stopped::Failed(plain(&error)))?;
         let (enforcer, done, thread) = Enforcer::spawn(Box::new(kernel), host::now);
         let own = never::of_this_host(config.ban_local).map_err(|error| Stopped::Failed(plain(&error)))?;
         let mut watch = never::Watch::over(&config.known);
@@ -140,7 +146,7 @@ impl Daemon {
 
         let (ask, questions) = mpsc::channel(16);
         tokio::spawn(control::serve(listener, ask));
-        let wakers = Wakers::new(done, questions).map_err(|error| Stopped::Failed(plain(&error)))?;
+        let wakers = Wakers::new(done, questions, news).map_err(|error| Stopped::Failed(plain(&error)))?;
         let daemon = Daemon {
             places: places.clone(),
             config,
@@ -158,6 +164,7 @@ impl Daemon {
             tickets: 0,
             waiting: HashMap::new(),
             troubles,
+            repairs: Repairs::default(),
             started: host::now(),
         };
         tracing::info!("{}", tell::screen::truth(&daemon.status(None)));
@@ -185,11 +192,17 @@ impl Daemon {
                         self.handle_addresses().await;
                     }
                 }
+                () = wakers.ruleset_bell.rung() => {
+                    if let Some(damage) = wakers.ruleset.take() {
+                        self.handle_damage(damage);
+                    }
+                }
                 Some(news) = self.watch.news() => self.handle_news(news).await,
                 () = self.sources.changed() => {}
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
                 () = tokio::task::yield_now(), if more => {}
             }
+            self.repair().await;
             self.handle_time();
         }
         let standing: usize = self.engine.jails().iter().map(|jail| jail.bans().len()).sum();
@@ -238,7 +251,7 @@ impl Daemon {
     async fn handle_done(&mut self, done: Done) {
         self.pending -= done.taken.len() + done.refused.len();
         if done.lost {
-            return self.heal(done).await;
+            return self.handle_lost(done).await;
         }
         let now = host::now();
         let mut out = Outcome::default();
@@ -262,31 +275,6 @@ impl Daemon {
         self.follow(out);
     }
 
-    /// Our table is gone or damaged: puts it back with every ban that is believed, then asks again.
-    async fn heal(&mut self, done: Done) {
-        tracing::error!("somebody removed our table or a part of it: putting it back");
-        let believed = self.engine.jails().iter().flat_map(Jail::bans).cloned().collect();
-        let healed = self.enforcer.install(self.config.layout(&self.own), Restore::Missing(believed)).await;
-        let changes: Vec<Change> = done.refused.into_iter().map(|(change, _)| change).collect();
-        match healed {
-            Ok(_) => {
-                self.pending += changes.len();
-                self.enforcer.apply(done.ticket, changes);
-            }
-            Err(refusal) => {
-                let why = refusal.to_string();
-                let mut out = Outcome::default();
-                for change in &changes {
-                    self.engine.handle_refused(change, &why, &mut out);
-                }
-                if let Some(Waiting { answer, .. }) = self.waiting.remove(&done.ticket) {
-                    let _ = answer.send(failed(Failed::Refused, why));
-                }
-                self.follow(out);
-            }
-        }
-    }
-
     /// Does what is due: forgets bans that ended, saves.
     fn handle_time(&mut self) {
         let now = host::now();
@@ -304,6 +292,7 @@ impl Daemon {
         let now = host::now();
         let due = [self.engine.poll_timeout(), self.sources.poll_timeout(now)].into_iter().flatten().min();
         let save_at = self.save_at.filter(|_| self.pending == 0);
+        let due = [due, self.repairs.poll_timeout()].into_iter().flatten().min();
         due.map(|due| Instant::now() + due.since(now)).into_iter().chain(save_at).min()
     }
 
@@ -333,14 +322,13 @@ impl Daemon {
         };
         config.known.inherit(&self.config.known);
         let own = never::of_this_host(config.ban_local).unwrap_or_else(|_| self.own.clone());
-        let standing = match self.enforcer.install(config.layout(&own), Restore::Missing(Vec::new())).await {
-            Ok(standing) => standing,
-            Err(refusal) => return failed(Failed::Refused, refusal.to_string()),
-        };
+        let believed = Restore::Lost(self.believed());
+        if let Err(refusal) = self.enforcer.install(config.layout(&own), believed).await {
+            return failed(Failed::Refused, refusal.to_string());
+        }
         let (logs, listeners) = listeners(&config);
         let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
         self.engine.amend(terms, listeners);
-        standing.into_iter().for_each(|ban| self.engine.restore(ban));
         if let Err(error) =
             self.sources.follow(&logs, longest_findtime(&config), host::now(), &date_of(&self.zone))
         {
@@ -385,13 +373,19 @@ impl Daemon {
 }
 
 impl Wakers {
-    fn new(done: mpsc::UnboundedReceiver<Done>, questions: mpsc::Receiver<Asked>) -> io::Result<Wakers> {
+    fn new(
+        done: mpsc::UnboundedReceiver<Done>,
+        questions: mpsc::Receiver<Asked>,
+        ruleset: News,
+    ) -> io::Result<Wakers> {
         let addresses = AddressWatch::new()?;
         Ok(Wakers {
             done,
             questions,
             address_bell: Bell::of(&addresses)?,
             addresses,
+            ruleset_bell: Bell::of(&ruleset)?,
+            ruleset,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,

@@ -171,9 +171,11 @@ impl Engine {
         let Some(index) = self.jails.iter().position(|jail| jail.terms().name == *change.jail()) else {
             return;
         };
+        let held = matches!(change, Change::Ban(ban) if self.jails[index].ban(ban.target) == Some(ban));
         let new = self.jails[index].handle_taken(change);
         self.unsaved.insert((change.jail().clone(), change.target()));
         out.events.push(match change.clone() {
+            Change::Ban(ban) if held => Event::PutBack { ban },
             Change::Ban(ban) if new => Event::Banned { ban },
             Change::Ban(ban) => Event::Extended { ban },
             Change::Release { jail, target } => Event::Released { jail, target },
@@ -206,6 +208,15 @@ impl Engine {
         let jail = self.jails.iter_mut().find(|jail| jail.terms().name == ban.jail);
         if let Some(jail) = jail.filter(|jail| jail.ban(ban.target).is_none()) {
             jail.restore(ban);
+        }
+    }
+
+    /// Somebody else, named in words, put a ban into the kernel. It is believed, unless its end is known better.
+    pub fn adopt(&mut self, ban: Ban, by: &str, out: &mut Outcome) {
+        let known = self.jail(&ban.jail).is_none_or(|jail| jail.ban(ban.target).is_some());
+        if !known {
+            self.restore(ban.clone());
+            out.events.push(Event::Adopted { ban, by: by.to_owned() });
         }
     }
 

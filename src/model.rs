@@ -441,6 +441,12 @@ pub enum Event {
     Banned { ban: Ban },
     /// The kernel holds a ban for longer than before.
     Extended { ban: Ban },
+    /// Somebody had taken a ban out of the kernel; it holds it again.
+    PutBack { ban: Ban },
+    /// Somebody damaged our table, who in words; it is whole again.
+    Repaired { by: String },
+    /// Somebody put a ban into the kernel beside us; it is believed from now on.
+    Adopted { ban: Ban, by: String },
     /// A ban that the kernel held at the start is believed again.
     Restored { ban: Ban },
     /// A ban was lifted by hand.

@@ -18,8 +18,18 @@ pub struct Status {
     pub pending: usize,
     pub jails: Vec<JailStatus>,
     pub sources: Vec<SourceStatus>,
+    pub repairs: Repairs,
     /// What is wrong as a whole; empty where all is well.
     pub troubles: Vec<String>,
+}
+
+/// How often somebody else changed our table since the start, so that it had to be put back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repairs {
+    pub total: u64,
+    /// When the last repair was, and who had made it necessary.
+    pub last: Option<Timestamp>,
+    pub by: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

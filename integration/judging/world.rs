@@ -364,7 +364,7 @@ impl World {
         self.engine = engine(&laws);
         self.saved.values().for_each(|memory| self.engine.restore_memory(memory.clone()));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let install = self.enforcer.install(self.layout.clone(), Restore::Missing(Vec::new()));
+        let install = self.enforcer.install(self.layout.clone(), Restore::AfterReboot(Vec::new()));
         runtime.block_on(install).unwrap().into_iter().for_each(|ban| self.engine.restore(ban));
         let never = self.naive.never.clone();
         self.spare(never);

@@ -300,32 +300,3 @@ fn what_we_programmed_round_trips_through_nft() {
     let permanent = scene.elements("all_v4");
     assert_eq!(permanent, [(ATTACKER.to_owned(), None)]);
 }
-
-#[test]
-fn a_table_that_was_removed_is_put_back_at_the_next_ban() {
-    let mut scene = Scene::new();
-    scene.listen(22);
-    let config = "jails: {sshd: {logpath: LOG, port: 22, maxretry: 3, bantime: 1h}}\n";
-    let _agent = Agent::start(&scene, config);
-    scene.fail(ATTACKER, 3);
-    scene.wait_for("the ban", || scene.holds("sshd_v4", ATTACKER));
-    assert!(scene.nft(&["flush", "ruleset"]).status.success());
-    assert!(scene.connects(ATTACKER, 22));
-    scene.fail(OTHER, 3);
-    scene.wait_for("the table", || scene.nft(&["list", "table", "inet", "nftjail"]).status.success());
-    scene.wait_for("both bans", || scene.holds("sshd_v4", OTHER) && scene.holds("sshd_v4", ATTACKER));
-    assert!(!scene.connects(ATTACKER, 22) && !scene.connects(OTHER, 22));
-
-    for command in [
-        &["flush", "chain", "inet", "nftjail", "jail_sshd"][..],
-        &["delete", "set", "inet", "nftjail", "sshd_v4"],
-    ] {
-        assert!(scene.nft(command).status.success());
-    }
-    scene.fail("203.0.113.68", 3);
-    scene.wait_for("all bans in the set that was deleted", || {
-        scene.nft(&["list", "set", "inet", "nftjail", "sshd_v4"]).status.success()
-            && [ATTACKER, OTHER, "203.0.113.68"].iter().all(|address| scene.holds("sshd_v4", address))
-    });
-    assert!(!scene.connects(ATTACKER, 22));
-}

@@ -125,6 +125,19 @@ pub fn install(layout: &Layout, found: Option<&Table>, standing: &[Standing]) ->
     transaction
 }
 
+/// As [`install`], but `found` was read without its elements: of `believed`, only what was in sets that must be
+/// created anew is put in, since the others hold theirs.
+pub fn mend(layout: &Layout, found: Option<&Table>, believed: Vec<Standing>) -> Transaction {
+    let wanted = wanted(layout);
+    let kept = found.filter(|found| may_stay(found, &wanted));
+    let holds = |ban: &Standing| {
+        let stands = kept.and_then(|found| found.set(&set_name(&ban.jail, ban.target)));
+        stands.is_some_and(|set| stays(set, &wanted))
+    };
+    let lost: Vec<Standing> = believed.into_iter().filter(|ban| !holds(ban)).collect();
+    install(layout, found, &lost)
+}
+
 /// Whether the table itself can be kept: what cannot be changed in place, or named one by one, goes with it.
 fn may_stay(found: &Table, wanted: &Table) -> bool {
     let same_hook = |chain: &Chain| wanted.chain(&chain.name).is_none_or(|wanted| wanted.hook == chain.hook);

@@ -8,9 +8,9 @@ use super::attribute::{
     HEADER_BYTES, Message, attributes, be32, find, find_be32, find_be64, find_text, messages, ne32,
 };
 use super::rule;
-use super::table::{Chain, Counter, Element, Hook, Key, KeyType, Rule, Set, TABLE};
+use super::table::{Chain, Counter, Element, Hook, Key, KeyType, Rule, Set, Standing, TABLE};
 use super::wire::*;
-use crate::model::Dropped;
+use crate::model::{Dropped, JailName, Target};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -19,7 +19,6 @@ const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_OFFS: u16 = 2;
 const NFT_SET_ANONYMOUS: u32 = 1;
-const NFPROTO_INET: u8 = 1;
 const NF_INET_PRE_ROUTING: u32 = 0;
 
 /// One message of an answer.
@@ -75,6 +74,17 @@ fn offset(flags: u16, payload: &[u8]) -> Option<u32> {
 /// The generation of the ruleset: it moves with every commit in the network namespace.
 pub fn generation(body: &[u8]) -> Option<u32> {
     find_be32(body, 1)
+}
+
+/// Who made a commit, as its last message says: the name of the process, and its number. The name is the process's
+/// own choice, so that only what is printable is kept of it.
+pub fn committer(body: &[u8]) -> String {
+    let name = find_text(body, 3).unwrap_or_default();
+    let name: String = name.chars().map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
+    match (name.as_str(), find_be32(body, 2)) {
+        ("", _) | (_, None) => "somebody".to_owned(),
+        (name, Some(pid)) => format!("{name} (process {pid})"),
+    }
 }
 
 /// The comment of our table, where the object is our table.
@@ -174,6 +184,16 @@ pub fn marks(body: &[u8]) -> Vec<Mark> {
         None => &[],
     };
     attributes(list).filter_map(|(_, element)| mark(element)).collect()
+}
+
+/// The bans in one message about elements of a jail's set.
+pub fn standing(body: &[u8], jail: &JailName) -> Vec<Standing> {
+    let standing = |mark: Mark| {
+        let Key::Addr(addr) = mark.key else { return None };
+        let (jail, target) = (jail.clone(), Target::of(addr));
+        Some(Standing { jail, target, timeout: mark.timeout, expires: mark.expires })
+    };
+    marks(body).into_iter().filter_map(standing).collect()
 }
 
 fn mark(element: &[u8]) -> Option<Mark> {

@@ -94,12 +94,16 @@ impl Set {
 
     /// The jail whose bans the set holds; none for other sets.
     pub fn jail(&self) -> Option<JailName> {
-        let (suffix, key) =
-            if self.name.ends_with("_v4") { ("_v4", KeyType::Ipv4) } else { ("_v6", KeyType::Ipv6) };
+        let key = if self.name.ends_with("_v4") { KeyType::Ipv4 } else { KeyType::Ipv6 };
         if self.key != key || !self.timeout {
             return None;
         }
-        self.name.strip_suffix(suffix)?.parse().ok()
+        Set::jail_of(&self.name)
+    }
+
+    /// The jail whose bans a set of that name would hold.
+    pub fn jail_of(name: &str) -> Option<JailName> {
+        name.strip_suffix("_v4").or(name.strip_suffix("_v6"))?.parse().ok()
     }
 }
 

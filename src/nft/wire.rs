@@ -11,6 +11,7 @@ use super::transaction::{Operation, Transaction};
 // Numbers of include/uapi/linux/netlink.h, netfilter/nfnetlink.h and netfilter/nf_tables.h.
 pub const NLM_F_REQUEST: u16 = 1;
 pub const NLM_F_DUMP: u16 = 0x300;
+pub const NFPROTO_INET: u8 = 1;
 pub const NFNL_SUBSYS_NFTABLES: u16 = 10;
 pub const NFT_MSG_NEWTABLE: u16 = 0;
 pub const NFT_MSG_GETTABLE: u16 = 1;
@@ -22,6 +23,7 @@ pub const NFT_MSG_NEWSET: u16 = 9;
 pub const NFT_MSG_GETSET: u16 = 10;
 pub const NFT_MSG_NEWSETELEM: u16 = 12;
 pub const NFT_MSG_GETSETELEM: u16 = 13;
+pub const NFT_MSG_DELSETELEM: u16 = 14;
 pub const NFT_MSG_NEWGEN: u16 = 15;
 pub const NFT_MSG_GETGEN: u16 = 16;
 pub const NFT_MSG_NEWOBJ: u16 = 18;
@@ -81,12 +83,10 @@ const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_DELCHAIN: u16 = 5;
 const NFT_MSG_DELRULE: u16 = 8;
 const NFT_MSG_DELSET: u16 = 11;
-const NFT_MSG_DELSETELEM: u16 = 14;
 const NFT_MSG_DELOBJ: u16 = 20;
 const NFTA_SET_ID: u16 = 10;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
-const NFPROTO_INET: u8 = 1;
 
 /// A transaction as bytes: BATCH_BEGIN, a message for each operation, BATCH_END, numbered in sequence.
 pub struct Batch {

@@ -2,13 +2,17 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{Span, Timestamp};
-use crate::status::{BanStatus, JailStatus, Replayed, SourceStatus, Status};
+use crate::status::{BanStatus, JailStatus, Repairs, Replayed, SourceStatus, Status};
 
 /// The whole status: one line that says how things stand, then jails, then sources.
 pub fn status(status: &Status) -> String {
     let mut text = truth(status) + "\n";
     for trouble in &status.troubles {
         text += &format!("  {trouble}\n");
+    }
+    if let Repairs { total, last: Some(last), by: Some(by) } = &status.repairs {
+        let age = Span(status.now.since(*last));
+        text += &format!("  our table was put back {total} times, last {age} ago after a change by {by}\n");
     }
     let dropped = |jail: &JailStatus| match jail.dropped {
         Some(dropped) => dropped.packets.to_string(),
@@ -134,6 +138,7 @@ mod tests {
             pid: 7,
             started: Timestamp::from_millis(0),
             now: Timestamp::from_millis(60_000),
+            repairs: Repairs::default(),
             pending: 0,
             jails: vec![JailStatus {
                 name: "sshd".parse().unwrap(),

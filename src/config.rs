@@ -14,7 +14,7 @@ use crate::detect::{Library, NORMAL, Rule};
 use crate::host::Services;
 use crate::jail::Terms;
 use crate::jail::allow::Allow;
-use crate::model::{Bantime, Block, Cell, JailName, Layout, Ports, Span};
+use crate::model::{Bantime, Block, Cell, JailName, Kill, Layout, Ports, Span};
 use crate::never::{Entry, Known};
 use crate::ports;
 use crate::sheet::{JailSheet, Keys, Sheet, fault, unreadable};
@@ -46,6 +46,7 @@ pub struct JailConfig {
     pub logpath: Vec<Place>,
     pub ports: Ports,
     pub block: Block,
+    pub kill: Kill,
     pub capacity: u32,
     /// As it is written; `terms.ignoreip` is what it stood for when it was read.
     pub ignoreip: Vec<Entry>,
@@ -220,7 +221,8 @@ fn resolve_jail(
         hears_bans,
     };
     let (block, capacity) = (keys.block.unwrap_or_default(), number(&keys.capacity).unwrap_or(CAPACITY));
-    Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, block, capacity, ignoreip })
+    let kill = keys.kill.unwrap_or_default();
+    Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, block, kill, capacity, ignoreip })
 }
 
 /// The first log that is there, since distributions differ; all of them where none is, to wait for.

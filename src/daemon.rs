@@ -22,12 +22,13 @@ use crate::enforcer::{Done, Enforcer, Restore};
 use crate::engine::{Engine, Listener, Outcome};
 use crate::host::{self, AddressWatch, Services};
 use crate::jail::FORGET;
-use crate::model::{Ban, Change, Event, Timestamp, plain};
+use crate::model::{Ban, Change, Event, Kill, Timestamp, plain};
 use crate::never;
 use crate::nft::Refusal;
 use crate::nft::netlink::Netlink;
 use crate::nft::news::News;
 use crate::repair::Repairs;
+use crate::sockets::{Cut, Cutter};
 use crate::sources::{DateOf, Sources};
 use crate::state::{Saved, State, Step};
 use crate::tell;
@@ -83,6 +84,7 @@ pub struct Daemon {
     pub(crate) engine: Engine,
     pub(crate) enforcer: Enforcer,
     pub(crate) sources: Sources,
+    cutter: Cutter,
     state: Option<State>,
     /// What the kernel took since the last save.
     taken: Vec<Change>,
@@ -156,6 +158,7 @@ impl Daemon {
             engine,
             enforcer,
             sources,
+            cutter: Cutter::start(),
             state,
             taken: Vec::new(),
             save_at: None,
@@ -258,6 +261,7 @@ impl Daemon {
         for change in &done.taken {
             self.engine.handle_taken(change, now, &mut out);
         }
+        self.cutter.cut(done.taken.iter().filter_map(|change| self.cut(change)).collect());
         for (change, why) in &done.refused {
             self.engine.handle_refused(change, why, &mut out);
         }
@@ -273,6 +277,14 @@ impl Daemon {
                 reply.send(answer.map_or_else(|why| failed(Failed::Refused, why), |()| Response::Done(done)));
         }
         self.follow(out);
+    }
+
+    /// Whose connections a change ends.
+    fn cut(&self, change: &Change) -> Option<Cut> {
+        let Change::Ban(Ban { jail, target, .. }) = change else { return None };
+        let config = self.config.jails.iter().find(|config| config.terms.name == *jail)?;
+        let ports = (config.kill == Kill::Sockets).then(|| config.ports.clone())?;
+        Some(Cut { jail: jail.clone(), target: *target, ports })
     }
 
     /// Does what is due: forgets bans that ended, saves.

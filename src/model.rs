@@ -410,6 +410,17 @@ pub enum Block {
     Reject,
 }
 
+/// What becomes of the connections that a host has when it is banned; its packets are dropped in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kill {
+    /// They hang until their programs give them up.
+    #[default]
+    Nothing,
+    /// Their sockets on this host are destroyed (SOCK_DESTROY).
+    Sockets,
+}
+
 /// What the kernel must hold for one jail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cell {

@@ -14,7 +14,7 @@ use crate::detect::{Library, NORMAL};
 use crate::host::Services;
 use crate::jail::FORGET;
 use crate::jail::bantime::{Growth, Increment};
-use crate::model::{Bantime, Block, JailName, Span, plain};
+use crate::model::{Bantime, Block, JailName, Kill, Span, plain};
 use crate::never::{self, Entry};
 use crate::ports;
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
@@ -50,6 +50,7 @@ pub struct Keys {
     pub ignoreip: Option<Spanned<Many<Entry>>>,
     pub ban_local: Option<Spanned<bool>>,
     pub block: Option<Block>,
+    pub kill: Option<Kill>,
     pub capacity: Option<Spanned<u32>>,
 }
 
@@ -231,6 +232,7 @@ impl Keys {
             ignoreip: upper.ignoreip.or(below.ignoreip),
             block: upper.block.or(below.block),
             ban_local: upper.ban_local.or(below.ban_local),
+            kill: upper.kill.or(below.kill),
             capacity: upper.capacity.or(below.capacity),
         }
     }

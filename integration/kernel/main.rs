@@ -9,3 +9,4 @@ mod refuses;
 mod rejects;
 mod repairs;
 mod scene;
+mod soaks;

@@ -34,6 +34,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "state", "config", "control", "host", "answers", "never", "spare",
         ],
     ),
+    (
+        "reload",
+        &["daemon", "config", "control", "enforcer", "host", "model", "never", "sources", "tell", "yaml"],
+    ),
     ("spare", &["daemon", "enforcer", "model", "jail", "never"]),
     (
         "answers",

@@ -20,6 +20,7 @@ pub mod model;
 pub mod never;
 pub mod nft;
 pub mod ports;
+pub mod reload;
 pub mod replay;
 pub mod rtnetlink;
 pub mod sheet;

@@ -218,6 +218,10 @@ impl World {
         self.follow(out, expected.into_iter().collect());
     }
 
+    pub fn now(&self) -> Timestamp {
+        now()
+    }
+
     pub fn pass(&mut self, time: Duration) {
         NOW.store(now().plus(time).as_millis(), Ordering::SeqCst);
         self.kernel.pass(time);

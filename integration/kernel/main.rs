@@ -7,4 +7,5 @@ mod nft;
 mod protects;
 mod refuses;
 mod rejects;
+mod reloads;
 mod scene;

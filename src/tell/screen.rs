@@ -10,6 +10,12 @@ pub fn status(status: &Status) -> String {
     for trouble in &status.troubles {
         text += &format!("  {trouble}\n");
     }
+    for jail in status.jails.iter().filter(|jail| jail.forgotten_total > 0) {
+        text += &format!(
+            "  {}: {} addresses were forgotten early, those with the fewest failures first: too many failed at once\n",
+            jail.name, jail.forgotten_total
+        );
+    }
     let dropped = |jail: &JailStatus| match jail.dropped {
         Some(dropped) => dropped.packets.to_string(),
         None => "?".to_owned(),
@@ -176,6 +182,15 @@ SOURCE             STATE      LINES  LAST LINE
 /var/log/auth.log  following  300    3s ago
 ";
         assert_eq!(status(&sample()), wanted);
+    }
+
+    #[test]
+    fn what_was_forgotten_early_is_said() {
+        let mut flooded = sample();
+        flooded.jails[0].forgotten_total = 12_500;
+        let wanted =
+            "1 jail ok\n  sshd: 12500 addresses were forgotten early, those with the fewest failures first";
+        assert!(status(&flooded).starts_with(wanted), "{}", status(&flooded));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The nouns every stage speaks; this room imports no other.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
@@ -312,7 +313,7 @@ impl Protocol {
 pub enum Ports {
     All,
     /// Not empty; sorted, each pair once.
-    Some(std::collections::BTreeSet<(Protocol, u16)>),
+    Some(BTreeSet<(Protocol, u16)>),
 }
 
 impl fmt::Display for Ports {
@@ -410,12 +411,47 @@ pub enum Block {
     Reject,
 }
 
+/// Where on its way through the kernel a packet meets a jail's bans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hook {
+    /// As it arrives, whoever it is for; ports are those that the sender sees.
+    Prerouting,
+    /// What is for this host, after destination NAT.
+    Input,
+    /// What is only passed on, after destination NAT.
+    Forward,
+}
+
+impl Hook {
+    pub const ALL: [Hook; 3] = [Hook::Prerouting, Hook::Input, Hook::Forward];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Hook::Prerouting => "prerouting",
+            Hook::Input => "input",
+            Hook::Forward => "forward",
+        }
+    }
+}
+
+impl FromStr for Hook {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let hook = Hook::ALL.into_iter().find(|hook| hook.name() == text);
+        hook.ok_or_else(|| format!("\"{text}\" is no hook: there are prerouting, input, forward"))
+    }
+}
+
 /// What the kernel must hold for one jail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cell {
     pub jail: JailName,
     pub ports: Ports,
     pub block: Block,
+    /// Not empty.
+    pub hooks: BTreeSet<Hook>,
     /// The most elements each of its two sets may hold.
     pub capacity: u32,
 }

@@ -168,6 +168,7 @@ impl World {
             ports: Ports::All,
             capacity,
             block: nftjail::model::Block::Drop,
+            hooks: [nftjail::model::Hook::Prerouting].into(),
         };
         let layout = Layout { cells: laws.iter().map(cell).collect(), never: Vec::new() };
         let kernel = Shared::default();

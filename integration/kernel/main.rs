@@ -1,6 +1,7 @@
 //! What the kernel makes of us: real netlink in network namespaces that each test makes, with `nft -j` as the judge.
 
 mod documents;
+mod hooks;
 mod netns;
 mod never;
 mod nft;

@@ -1,7 +1,7 @@
 //! Status and bans as people read them: aligned columns, the line of truth on top.
 #![forbid(unsafe_code)]
 
-use crate::model::{Span, Timestamp};
+use crate::model::{Hook, Span, Timestamp};
 use crate::status::{BanStatus, JailStatus, Replayed, SourceStatus, Status};
 
 /// The whole status: one line that says how things stand, then jails, then sources.
@@ -29,7 +29,7 @@ pub fn status(status: &Status) -> String {
             jail.failing.to_string(),
             jail.failed_total.to_string(),
             dropped(jail),
-            jail.ports.clone(),
+            jail.ports.clone() + &hooks(jail),
             format!("{} in {}: {}", jail.maxretry, jail.findtime, jail.bantime),
         ]
     }));
@@ -47,6 +47,12 @@ pub fn status(status: &Status) -> String {
     }));
     text += "\n";
     text + &columns(&rows)
+}
+
+/// Where a jail's bans are met, if not where most are.
+fn hooks(jail: &JailStatus) -> String {
+    let names: Vec<&str> = jail.hooks.iter().map(|hook| hook.name()).collect();
+    if jail.hooks == [Hook::Prerouting] { String::new() } else { format!(" at {}", names.join(", ")) }
 }
 
 /// One line: how many jails are well, and what the others wait for. A jail is well when one of its
@@ -148,6 +154,7 @@ mod tests {
                 ports: "22/tcp".to_owned(),
                 paused: false,
                 block: Block::Drop,
+                hooks: vec![Hook::Prerouting],
                 maxretry: 5,
                 findtime: "10m".to_owned(),
                 bantime: "1h".to_owned(),
@@ -182,6 +189,14 @@ SOURCE             STATE      LINES  LAST LINE
 /var/log/auth.log  following  300    3s ago
 ";
         assert_eq!(status(&sample()), wanted);
+    }
+
+    #[test]
+    fn a_jail_with_a_hook_of_its_own_shows_it() {
+        let mut jail = sample().jails.remove(0);
+        assert_eq!(hooks(&jail), "");
+        jail.hooks = vec![Hook::Input, Hook::Forward];
+        assert_eq!(hooks(&jail), " at input, forward");
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms it may import. A stage imports the nouns and nothing else.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
-    ("model", &[]),
+    ("time", &[]),
+    ("model", &["time"]),
     ("status", &["model"]),
     ("yaml", &[]),
     ("netlink", &[]),
@@ -37,6 +38,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("repair", &["control", "daemon", "enforcer", "engine", "host", "jail", "model", "nft", "status"]),
+    (
+        "reload",
+        &["daemon", "config", "control", "enforcer", "host", "model", "never", "sources", "tell", "yaml"],
+    ),
     ("spare", &["daemon", "enforcer", "model", "jail", "never"]),
     (
         "answers",

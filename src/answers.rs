@@ -200,6 +200,7 @@ fn jail_status(jail: &Jail, config: &JailConfig) -> JailStatus {
         ports: config.ports.to_string(),
         paused: false,
         block: config.block,
+        hooks: config.hooks.iter().copied().collect(),
         maxretry: terms.maxretry,
         findtime: Span(terms.findtime).to_string(),
         bantime: terms.bantime.to_string(),

@@ -75,12 +75,12 @@ const SAVE_AFTER: Duration = Duration::from_secs(1);
 
 /// The running agent.
 pub struct Daemon {
-    places: Places,
+    pub(crate) places: Places,
     pub(crate) config: Config,
     /// Whom this host cannot do without.
     pub(crate) own: Vec<IpNet>,
-    watch: never::Watch,
-    zone: TimeZone,
+    pub(crate) watch: never::Watch,
+    pub(crate) zone: TimeZone,
     pub(crate) engine: Engine,
     pub(crate) enforcer: Enforcer,
     pub(crate) sources: Sources,
@@ -326,35 +326,6 @@ impl Daemon {
         }
     }
 
-    /// Reads the configuration again and goes on by it, or by the old one where it is not in order.
-    pub(crate) async fn reload(&mut self) -> Response {
-        let mut config = match Config::load(self.places.config.as_deref(), &Services::of_this_host()) {
-            Ok(config) => config,
-            Err(faults) => return failed(Failed::BadConfiguration, yaml::told(&faults)),
-        };
-        config.known.inherit(&self.config.known);
-        let own = never::of_this_host(config.ban_local).unwrap_or_else(|_| self.own.clone());
-        let believed = Restore::Lost(self.believed());
-        if let Err(refusal) = self.enforcer.install(config.layout(&own), believed).await {
-            return failed(Failed::Refused, refusal.to_string());
-        }
-        let (logs, listeners) = listeners(&config);
-        let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
-        self.engine.amend(terms, listeners);
-        if let Err(error) =
-            self.sources.follow(&logs, longest_findtime(&config), host::now(), &date_of(&self.zone))
-        {
-            return failed(Failed::Refused, plain(&error));
-        }
-        self.own = own;
-        self.watch = never::Watch::over(&config.known);
-        self.config = config;
-        self.spare();
-        let truth = tell::screen::truth(&self.status(None));
-        tracing::info!("reloaded: {truth}");
-        Response::Done(format!("reloaded: {truth}"))
-    }
-
     /// Without a state to keep it, what is to be saved is let go, so that it does not pile up.
     fn save(&mut self) {
         self.save_at = None;
@@ -434,7 +405,7 @@ fn restore(engine: &mut Engine, standing: Vec<Ban>) {
 }
 
 /// Each log once, and who listens to it.
-fn listeners(config: &Config) -> (Vec<Place>, Vec<Vec<Listener>>) {
+pub(crate) fn listeners(config: &Config) -> (Vec<Place>, Vec<Vec<Listener>>) {
     let mut by_place: BTreeMap<&Place, Vec<Listener>> = BTreeMap::new();
     for jail in &config.jails {
         for place in &jail.logpath {
@@ -445,12 +416,12 @@ fn listeners(config: &Config) -> (Vec<Place>, Vec<Vec<Listener>>) {
     by_place.into_iter().map(|(place, listeners)| (place.clone(), listeners)).unzip()
 }
 
-fn date_of(zone: &TimeZone) -> DateOf {
+pub(crate) fn date_of(zone: &TimeZone) -> DateOf {
     let zone = zone.clone();
     Arc::new(move |line| detect::date_of(line, host::now(), &zone))
 }
 
-fn longest_findtime(config: &Config) -> Duration {
+pub(crate) fn longest_findtime(config: &Config) -> Duration {
     config.jails.iter().map(|jail| jail.terms.findtime).max().unwrap_or_default()
 }
 

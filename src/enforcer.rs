@@ -256,7 +256,7 @@ pub fn ban(standing: &Standing, now: Timestamp) -> Ban {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Block, Cell, Ports};
+    use crate::model::{Block, Cell, Hook, Ports};
     use crate::nft::memory::Memory;
     use std::time::Duration;
 
@@ -265,7 +265,9 @@ mod tests {
     }
 
     fn layout(capacity: u32) -> Layout {
-        let cell = Cell { jail: "sshd".parse().unwrap(), ports: Ports::All, block: Block::Drop, capacity };
+        let hooks = [Hook::Prerouting].into();
+        let jail = "sshd".parse().unwrap();
+        let cell = Cell { jail, ports: Ports::All, block: Block::Drop, hooks, capacity };
         Layout { cells: vec![cell], never: Vec::new() }
     }
 

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Block, Dropped, JailName, Target, Timestamp};
+use crate::model::{Block, Dropped, Hook, JailName, Target, Timestamp};
 
 /// Everything that can be asked of a running agent at a glance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +41,7 @@ pub struct JailStatus {
     /// It counts nothing for now, by hand.
     pub paused: bool,
     pub block: Block,
+    pub hooks: Vec<Hook>,
     pub maxretry: u32,
     pub findtime: String,
     pub bantime: String,

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::model::{Dropped, JailName, Target};
+use crate::model::{Dropped, Hook, JailName, Target};
 
 /// The name of our table, in the family `inet`.
 pub const TABLE: &str = "nftjail";
@@ -155,18 +155,19 @@ pub enum Key {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     pub name: String,
-    pub hook: Hook,
+    pub place: Place,
     pub rules: Vec<Rule>,
 }
 
 /// Where the kernel calls a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
+pub enum Place {
     /// Nowhere: rules jump to it.
-    None,
-    /// Prerouting at priority raw - 10: before connection tracking and before destination NAT, so that
-    /// published container ports are covered and established connections are cut.
-    Prerouting,
+    Jumped,
+    /// Prerouting at priority raw - 10: before connection tracking and before destination NAT, so that published
+    /// container ports are covered and established connections are cut. The others at filter - 10, before what the
+    /// host's own firewall mostly accepts.
+    At(Hook),
     /// A hook, type, priority or policy that we never write.
     Foreign,
 }

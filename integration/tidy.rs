@@ -6,16 +6,18 @@ use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms it may import. A stage imports the nouns and nothing else.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
-    ("model", &[]),
+    ("time", &[]),
+    ("model", &["time"]),
     ("status", &["model"]),
     ("yaml", &[]),
-    ("rtnetlink", &[]),
+    ("netlink", &[]),
+    ("sockets", &["model", "netlink"]),
     ("acquire", &["model"]),
     ("detect", &["model", "yaml"]),
     ("jail", &["model"]),
     ("nft", &["model"]),
     ("tell", &["model", "status"]),
-    ("host", &["model", "rtnetlink"]),
+    ("host", &["model", "netlink"]),
     ("bell", &[]),
     ("engine", &["model", "detect", "jail"]),
     ("enforcer", &["model", "nft"]),
@@ -26,13 +28,19 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheet", &["acquire", "model", "yaml", "host", "detect", "jail", "never", "ports"]),
     ("config", &["acquire", "model", "yaml", "host", "detect", "jail", "never", "ports", "sheet"]),
     ("control", &["status", "model"]),
-    ("lab", &["model", "rtnetlink"]),
+    ("lab", &["model", "netlink"]),
     (
         "daemon",
         &[
             "acquire", "model", "yaml", "detect", "jail", "nft", "tell", "bell", "engine", "enforcer",
-            "sources", "state", "config", "control", "host", "answers", "never", "spare",
+            "sources", "sockets", "state", "config", "control", "host", "answers", "never", "spare",
+            "repair",
         ],
+    ),
+    ("repair", &["control", "daemon", "enforcer", "engine", "host", "jail", "model", "nft", "status"]),
+    (
+        "reload",
+        &["daemon", "config", "control", "enforcer", "host", "model", "never", "sources", "tell", "yaml"],
     ),
     ("spare", &["daemon", "enforcer", "model", "jail", "never"]),
     (

@@ -1,6 +1,6 @@
 //! The configuration: read from YAML, merged over its files, resolved against the rules and this host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::detect::{Library, NORMAL, Rule};
 use crate::host::Services;
 use crate::jail::Terms;
 use crate::jail::allow::Allow;
-use crate::model::{Bantime, Block, Cell, JailName, Layout, Ports, Span};
+use crate::model::{Bantime, Block, Cell, Hook, JailName, Kill, Layout, Ports, Span};
 use crate::never::{Entry, Known};
 use crate::ports;
 use crate::sheet::{JailSheet, Keys, Sheet, fault, unreadable};
@@ -46,6 +46,8 @@ pub struct JailConfig {
     pub logpath: Vec<Place>,
     pub ports: Ports,
     pub block: Block,
+    pub kill: Kill,
+    pub hooks: BTreeSet<Hook>,
     pub capacity: u32,
     /// As it is written; `terms.ignoreip` is what it stood for when it was read.
     pub ignoreip: Vec<Entry>,
@@ -91,6 +93,7 @@ impl Config {
                 jail: jail.terms.name.clone(),
                 ports: jail.ports.clone(),
                 block: jail.block,
+                hooks: jail.hooks.clone(),
                 capacity: jail.capacity,
             })
             .collect();
@@ -219,8 +222,21 @@ fn resolve_jail(
         ignoreip: Allow::default(),
         hears_bans,
     };
+    let hooks = keys.hook.map_or([Hook::Prerouting].into(), |hook| hook.value.0.into_iter().collect());
     let (block, capacity) = (keys.block.unwrap_or_default(), number(&keys.capacity).unwrap_or(CAPACITY));
-    Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, block, capacity, ignoreip })
+    let kill = keys.kill.unwrap_or_default();
+    Ok(JailConfig {
+        terms,
+        rule: Arc::new(rule),
+        mode,
+        logpath,
+        ports,
+        block,
+        kill,
+        hooks,
+        capacity,
+        ignoreip,
+    })
 }
 
 /// The first log that is there, since distributions differ; all of them where none is, to wait for.

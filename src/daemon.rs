@@ -21,11 +21,14 @@ use crate::detect::{self, Clock};
 use crate::enforcer::{Done, Enforcer, Restore};
 use crate::engine::{Engine, Listener, Outcome};
 use crate::host::{self, AddressWatch, Services};
-use crate::jail::{FORGET, Jail};
-use crate::model::{Ban, Change, Event, Timestamp, plain};
+use crate::jail::FORGET;
+use crate::model::{Ban, Change, Event, Kill, Timestamp, plain};
 use crate::never;
 use crate::nft::Refusal;
 use crate::nft::netlink::Netlink;
+use crate::nft::news::News;
+use crate::repair::Repairs;
+use crate::sockets::{Cut, Cutter};
 use crate::sources::{DateOf, Sources};
 use crate::state::{Saved, State, Step};
 use crate::tell;
@@ -72,15 +75,16 @@ const SAVE_AFTER: Duration = Duration::from_secs(1);
 
 /// The running agent.
 pub struct Daemon {
-    places: Places,
+    pub(crate) places: Places,
     pub(crate) config: Config,
     /// Whom this host cannot do without.
     pub(crate) own: Vec<IpNet>,
-    watch: never::Watch,
-    zone: TimeZone,
+    pub(crate) watch: never::Watch,
+    pub(crate) zone: TimeZone,
     pub(crate) engine: Engine,
     pub(crate) enforcer: Enforcer,
     pub(crate) sources: Sources,
+    cutter: Cutter,
     state: Option<State>,
     /// What the kernel took since the last save.
     taken: Vec<Change>,
@@ -93,6 +97,7 @@ pub struct Daemon {
     /// Questions that are answered when the kernel has spoken, by ticket.
     pub(crate) waiting: HashMap<u64, Waiting>,
     pub(crate) troubles: Vec<String>,
+    pub(crate) repairs: Repairs,
     pub(crate) started: Timestamp,
 }
 
@@ -109,6 +114,8 @@ struct Wakers {
     questions: mpsc::Receiver<Asked>,
     addresses: AddressWatch,
     address_bell: Bell,
+    ruleset: News,
+    ruleset_bell: Bell,
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
@@ -120,6 +127,7 @@ impl Daemon {
             Config::load(places.config.as_deref(), &Services::of_this_host()).map_err(bad_configuration)?;
         let listener = control::listen(&places.socket).map_err(Stopped::Failed)?;
         let kernel = Netlink::open().map_err(refused)?;
+        let news = kernel.port().and_then(News::open).map_err(|error| Stopped::Failed(plain(&error)))?;
         let (enforcer, done, thread) = Enforcer::spawn(Box::new(kernel), host::now);
         let own = never::of_this_host(config.ban_local).map_err(|error| Stopped::Failed(plain(&error)))?;
         let mut watch = never::Watch::over(&config.known);
@@ -140,7 +148,7 @@ impl Daemon {
 
         let (ask, questions) = mpsc::channel(16);
         tokio::spawn(control::serve(listener, ask));
-        let wakers = Wakers::new(done, questions).map_err(|error| Stopped::Failed(plain(&error)))?;
+        let wakers = Wakers::new(done, questions, news).map_err(|error| Stopped::Failed(plain(&error)))?;
         let daemon = Daemon {
             places: places.clone(),
             config,
@@ -150,6 +158,7 @@ impl Daemon {
             engine,
             enforcer,
             sources,
+            cutter: Cutter::start(),
             state,
             taken: Vec::new(),
             save_at: None,
@@ -158,6 +167,7 @@ impl Daemon {
             tickets: 0,
             waiting: HashMap::new(),
             troubles,
+            repairs: Repairs::default(),
             started: host::now(),
         };
         tracing::info!("{}", tell::screen::truth(&daemon.status(None)));
@@ -185,11 +195,17 @@ impl Daemon {
                         self.handle_addresses().await;
                     }
                 }
+                () = wakers.ruleset_bell.rung() => {
+                    if let Some(damage) = wakers.ruleset.take() {
+                        self.handle_damage(damage);
+                    }
+                }
                 Some(news) = self.watch.news() => self.handle_news(news).await,
                 () = self.sources.changed() => {}
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
                 () = tokio::task::yield_now(), if more => {}
             }
+            self.repair().await;
             self.handle_time();
         }
         let standing: usize = self.engine.jails().iter().map(|jail| jail.bans().len()).sum();
@@ -238,13 +254,14 @@ impl Daemon {
     async fn handle_done(&mut self, done: Done) {
         self.pending -= done.taken.len() + done.refused.len();
         if done.lost {
-            return self.heal(done).await;
+            return self.handle_lost(done).await;
         }
         let now = host::now();
         let mut out = Outcome::default();
         for change in &done.taken {
             self.engine.handle_taken(change, now, &mut out);
         }
+        self.cutter.cut(done.taken.iter().filter_map(|change| self.cut(change)).collect());
         for (change, why) in &done.refused {
             self.engine.handle_refused(change, why, &mut out);
         }
@@ -262,29 +279,12 @@ impl Daemon {
         self.follow(out);
     }
 
-    /// Our table is gone or damaged: puts it back with every ban that is believed, then asks again.
-    async fn heal(&mut self, done: Done) {
-        tracing::error!("somebody removed our table or a part of it: putting it back");
-        let believed = self.engine.jails().iter().flat_map(Jail::bans).cloned().collect();
-        let healed = self.enforcer.install(self.config.layout(&self.own), Restore::Missing(believed)).await;
-        let changes: Vec<Change> = done.refused.into_iter().map(|(change, _)| change).collect();
-        match healed {
-            Ok(_) => {
-                self.pending += changes.len();
-                self.enforcer.apply(done.ticket, changes);
-            }
-            Err(refusal) => {
-                let why = refusal.to_string();
-                let mut out = Outcome::default();
-                for change in &changes {
-                    self.engine.handle_refused(change, &why, &mut out);
-                }
-                if let Some(Waiting { answer, .. }) = self.waiting.remove(&done.ticket) {
-                    let _ = answer.send(failed(Failed::Refused, why));
-                }
-                self.follow(out);
-            }
-        }
+    /// Whose connections a change ends.
+    fn cut(&self, change: &Change) -> Option<Cut> {
+        let Change::Ban(Ban { jail, target, .. }) = change else { return None };
+        let config = self.config.jails.iter().find(|config| config.terms.name == *jail)?;
+        let ports = (config.kill == Kill::Sockets).then(|| config.ports.clone())?;
+        Some(Cut { jail: jail.clone(), target: *target, ports })
     }
 
     /// Does what is due: forgets bans that ended, saves.
@@ -304,6 +304,7 @@ impl Daemon {
         let now = host::now();
         let due = [self.engine.poll_timeout(), self.sources.poll_timeout(now)].into_iter().flatten().min();
         let save_at = self.save_at.filter(|_| self.pending == 0);
+        let due = [due, self.repairs.poll_timeout()].into_iter().flatten().min();
         due.map(|due| Instant::now() + due.since(now)).into_iter().chain(save_at).min()
     }
 
@@ -323,36 +324,6 @@ impl Daemon {
             stale_offenders: now.minus(longest_memory(&self.config)),
             now,
         }
-    }
-
-    /// Reads the configuration again and goes on by it, or by the old one where it is not in order.
-    pub(crate) async fn reload(&mut self) -> Response {
-        let mut config = match Config::load(self.places.config.as_deref(), &Services::of_this_host()) {
-            Ok(config) => config,
-            Err(faults) => return failed(Failed::BadConfiguration, yaml::told(&faults)),
-        };
-        config.known.inherit(&self.config.known);
-        let own = never::of_this_host(config.ban_local).unwrap_or_else(|_| self.own.clone());
-        let standing = match self.enforcer.install(config.layout(&own), Restore::Missing(Vec::new())).await {
-            Ok(standing) => standing,
-            Err(refusal) => return failed(Failed::Refused, refusal.to_string()),
-        };
-        let (logs, listeners) = listeners(&config);
-        let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
-        self.engine.amend(terms, listeners);
-        standing.into_iter().for_each(|ban| self.engine.restore(ban));
-        if let Err(error) =
-            self.sources.follow(&logs, longest_findtime(&config), host::now(), &date_of(&self.zone))
-        {
-            return failed(Failed::Refused, plain(&error));
-        }
-        self.own = own;
-        self.watch = never::Watch::over(&config.known);
-        self.config = config;
-        self.spare();
-        let truth = tell::screen::truth(&self.status(None));
-        tracing::info!("reloaded: {truth}");
-        Response::Done(format!("reloaded: {truth}"))
     }
 
     /// Without a state to keep it, what is to be saved is let go, so that it does not pile up.
@@ -385,13 +356,19 @@ impl Daemon {
 }
 
 impl Wakers {
-    fn new(done: mpsc::UnboundedReceiver<Done>, questions: mpsc::Receiver<Asked>) -> io::Result<Wakers> {
+    fn new(
+        done: mpsc::UnboundedReceiver<Done>,
+        questions: mpsc::Receiver<Asked>,
+        ruleset: News,
+    ) -> io::Result<Wakers> {
         let addresses = AddressWatch::new()?;
         Ok(Wakers {
             done,
             questions,
             address_bell: Bell::of(&addresses)?,
             addresses,
+            ruleset_bell: Bell::of(&ruleset)?,
+            ruleset,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
@@ -428,7 +405,7 @@ fn restore(engine: &mut Engine, standing: Vec<Ban>) {
 }
 
 /// Each log once, and who listens to it.
-fn listeners(config: &Config) -> (Vec<Place>, Vec<Vec<Listener>>) {
+pub(crate) fn listeners(config: &Config) -> (Vec<Place>, Vec<Vec<Listener>>) {
     let mut by_place: BTreeMap<&Place, Vec<Listener>> = BTreeMap::new();
     for jail in &config.jails {
         for place in &jail.logpath {
@@ -439,12 +416,12 @@ fn listeners(config: &Config) -> (Vec<Place>, Vec<Vec<Listener>>) {
     by_place.into_iter().map(|(place, listeners)| (place.clone(), listeners)).unzip()
 }
 
-fn date_of(zone: &TimeZone) -> DateOf {
+pub(crate) fn date_of(zone: &TimeZone) -> DateOf {
     let zone = zone.clone();
     Arc::new(move |line| detect::date_of(line, host::now(), &zone))
 }
 
-fn longest_findtime(config: &Config) -> Duration {
+pub(crate) fn longest_findtime(config: &Config) -> Duration {
     config.jails.iter().map(|jail| jail.terms.findtime).max().unwrap_or_default()
 }
 

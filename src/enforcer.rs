@@ -1,12 +1,12 @@
 //! Owns the firewall on a thread of its own: one transaction a turn, refusals by name, nothing believed unasked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::model::{Ban, Bantime, Change, Dropped, JailName, Layout, Target, Timestamp};
+use crate::model::{Ban, Bantime, Change, Dropped, JailName, Layout, Timestamp};
 use crate::nft::plan;
 use crate::nft::table::Standing;
 use crate::nft::{Firewall, Refusal};
@@ -23,8 +23,11 @@ enum Job {
 pub enum Restore {
     /// These, where the kernel holds no table of ours: the machine was restarted.
     AfterReboot(Vec<Ban>),
-    /// Those of these that are not in the kernel: somebody took them away.
-    Missing(Vec<Ban>),
+    /// Those of these whose sets are not in the kernel, or not as they should be. The other sets are not read: that
+    /// would take long where they are large.
+    Lost(Vec<Ban>),
+    /// All of these, whatever the kernel holds.
+    All(Vec<Ban>),
 }
 
 /// What became of the changes of one ticket.
@@ -64,7 +67,8 @@ impl Enforcer {
         self.send(Job::Apply { ticket, changes });
     }
 
-    /// Makes the kernel hold `layout`, and returns the bans that stand in it: those it held, and the restored.
+    /// Makes the kernel hold `layout`. Returns the bans of an earlier agent that stand in it, and the restored, after
+    /// [`Restore::AfterReboot`]; otherwise none.
     pub async fn install(&self, layout: Layout, restore: Restore) -> Result<Vec<Ban>, Refusal> {
         let (reply, answer) = oneshot::channel();
         self.send(Job::Install { layout, restore, reply });
@@ -198,20 +202,30 @@ impl Worker {
 
     fn install(&mut self, layout: &Layout, restore: &Restore) -> Result<Vec<Ban>, Refusal> {
         let now = (self.now)();
-        let found = self.firewall.table(true)?;
+        let adopts = matches!(restore, Restore::AfterReboot(_));
+        let found = self.firewall.table(adopts)?;
         let wanted = |jail: &JailName| layout.cells.iter().any(|cell| cell.jail == *jail);
-        let held = found.iter().flat_map(|table| table.standing());
-        let kept: Vec<Standing> = held.filter(|ban| wanted(&ban.jail)).collect();
-        let known: BTreeSet<(&JailName, Target)> = kept.iter().map(|ban| (&ban.jail, ban.target)).collect();
-        let missing = match restore {
-            Restore::AfterReboot(_) if found.is_some() => &[][..],
-            Restore::AfterReboot(bans) | Restore::Missing(bans) => bans,
+        let lasting = |bans: &[Ban]| -> Vec<Standing> {
+            bans.iter().filter(|ban| wanted(&ban.jail)).filter_map(|ban| left(ban, now)).collect()
         };
-        let missing =
-            missing.iter().filter(|ban| wanted(&ban.jail) && !known.contains(&(&ban.jail, ban.target)));
-        let added: Vec<Standing> = missing.filter_map(|ban| left(ban, now)).collect();
-        self.firewall.commit(&plan::install(layout, found.as_ref(), &added))?;
-        Ok(kept.iter().chain(&added).map(|standing| ban(standing, now)).collect())
+        match restore {
+            Restore::AfterReboot(bans) => {
+                let kept: Vec<Standing> = match &found {
+                    Some(table) => table.standing().filter(|ban| wanted(&ban.jail)).collect(),
+                    None => lasting(bans),
+                };
+                self.firewall.commit(&plan::install(layout, found.as_ref(), &kept))?;
+                Ok(kept.iter().map(|standing| ban(standing, now)).collect())
+            }
+            Restore::Lost(bans) => {
+                self.firewall.commit(&plan::mend(layout, found.as_ref(), lasting(bans)))?;
+                Ok(Vec::new())
+            }
+            Restore::All(bans) => {
+                self.firewall.commit(&plan::install(layout, found.as_ref(), &lasting(bans)))?;
+                Ok(Vec::new())
+            }
+        }
     }
 }
 
@@ -228,7 +242,7 @@ fn left(ban: &Ban, now: Timestamp) -> Option<Standing> {
 }
 
 /// The ban that the kernel holds, as it was decided.
-fn ban(standing: &Standing, now: Timestamp) -> Ban {
+pub fn ban(standing: &Standing, now: Timestamp) -> Ban {
     let (at, bantime) = match standing.timeout {
         None => (now, Bantime::Forever),
         Some(whole) => {
@@ -242,7 +256,7 @@ fn ban(standing: &Standing, now: Timestamp) -> Ban {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Block, Cell, Ports};
+    use crate::model::{Block, Cell, Hook, Ports};
     use crate::nft::memory::Memory;
     use std::time::Duration;
 
@@ -251,7 +265,9 @@ mod tests {
     }
 
     fn layout(capacity: u32) -> Layout {
-        let cell = Cell { jail: "sshd".parse().unwrap(), ports: Ports::All, block: Block::Drop, capacity };
+        let hooks = [Hook::Prerouting].into();
+        let jail = "sshd".parse().unwrap();
+        let cell = Cell { jail, ports: Ports::All, block: Block::Drop, hooks, capacity };
         Layout { cells: vec![cell], never: Vec::new() }
     }
 
@@ -268,7 +284,7 @@ mod tests {
     fn worker(capacity: u32) -> (Worker, mpsc::UnboundedReceiver<Done>) {
         let (done, answers) = mpsc::unbounded_channel();
         let mut worker = Worker { firewall: Box::new(Memory::default()), now, done };
-        worker.install(&layout(capacity), &Restore::Missing(Vec::new())).unwrap();
+        worker.install(&layout(capacity), &Restore::Lost(Vec::new())).unwrap();
         (worker, answers)
     }
 
@@ -354,7 +370,12 @@ mod tests {
             bans[..1],
             "what stands is what the kernel holds"
         );
-        let all = Restore::Missing(bans.clone());
-        assert_eq!(worker.install(&layout(3), &all).unwrap(), bans, "what somebody took away comes back");
+        let standing = |worker: &mut Worker| worker.firewall.table(true).unwrap().unwrap().standing().count();
+        worker.install(&layout(3), &Restore::Lost(bans.clone())).unwrap();
+        assert_eq!(standing(&mut worker), 1, "a set that stands is left as it is");
+        worker.install(&layout(4), &Restore::Lost(bans.clone())).unwrap();
+        assert_eq!(standing(&mut worker), 2, "one that is made anew gets all that is believed");
+        worker.install(&layout(4), &Restore::All(bans)).unwrap();
+        assert_eq!(standing(&mut worker), 2);
     }
 }

@@ -58,8 +58,9 @@ impl Engine {
         engine
     }
 
-    /// Goes on under a new configuration; bans and failures of the jails that stay are kept.
-    pub fn amend(&mut self, terms: Vec<Terms>, sources: Vec<Vec<Listener>>) {
+    /// Goes on under a new configuration; bans and failures of the jails that stay are kept. `was` is the number
+    /// that each source had before, if it was there: what is known of it is kept as well.
+    pub fn amend(&mut self, terms: Vec<Terms>, sources: Vec<Vec<Listener>>, was: &[Option<usize>]) {
         let mut old: Vec<Jail> = std::mem::take(&mut self.jails);
         for terms in terms {
             let known = old.iter().position(|jail| jail.terms().name == terms.name);
@@ -72,7 +73,13 @@ impl Engine {
                 None => Jail::new(terms),
             });
         }
+        let mut old: Vec<_> = std::mem::take(&mut self.sources).into_iter().map(Some).collect();
         self.listen(sources);
+        for (source, was) in self.sources.iter_mut().zip(was) {
+            if let Some(old) = was.and_then(|was| old[was].take()) {
+                source.detector.inherit(old.detector);
+            }
+        }
     }
 
     fn listen(&mut self, sources: Vec<Vec<Listener>>) {
@@ -171,9 +178,11 @@ impl Engine {
         let Some(index) = self.jails.iter().position(|jail| jail.terms().name == *change.jail()) else {
             return;
         };
+        let held = matches!(change, Change::Ban(ban) if self.jails[index].ban(ban.target) == Some(ban));
         let new = self.jails[index].handle_taken(change);
         self.unsaved.insert((change.jail().clone(), change.target()));
         out.events.push(match change.clone() {
+            Change::Ban(ban) if held => Event::PutBack { ban },
             Change::Ban(ban) if new => Event::Banned { ban },
             Change::Ban(ban) => Event::Extended { ban },
             Change::Release { jail, target } => Event::Released { jail, target },
@@ -201,11 +210,20 @@ impl Engine {
     }
 
     /// A ban that the kernel holds is believed. One that is believed already stays as it was decided, which is
-    /// more exact than what the kernel's clock tells of it.
+    /// more exact than what the kernel's clock tells of it; one whose answer is on its way is believed with that.
     pub fn restore(&mut self, ban: Ban) {
         let jail = self.jails.iter_mut().find(|jail| jail.terms().name == ban.jail);
-        if let Some(jail) = jail.filter(|jail| jail.ban(ban.target).is_none()) {
+        if let Some(jail) = jail.filter(|jail| jail.ban(ban.target).is_none() && !jail.is_asked(ban.target)) {
             jail.restore(ban);
+        }
+    }
+
+    /// Somebody else, named in words, put a ban into the kernel. It is believed, unless its end is known better.
+    pub fn adopt(&mut self, ban: Ban, by: &str, out: &mut Outcome) {
+        let known = self.jail(&ban.jail).is_none_or(|jail| jail.ban(ban.target).is_some());
+        if !known {
+            self.restore(ban.clone());
+            out.events.push(Event::Adopted { ban, by: by.to_owned() });
         }
     }
 

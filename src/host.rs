@@ -18,7 +18,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 use crate::model::{Protocol, Timestamp};
-use crate::rtnetlink;
+use crate::netlink;
 
 static CLOCK_OFFSET_MS: AtomicI64 = AtomicI64::new(0);
 
@@ -94,7 +94,7 @@ pub struct OwnAddress {
 
 pub fn own_addresses() -> io::Result<Vec<OwnAddress>> {
     let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-    rtnetlink::dump(question, |answer| match answer {
+    netlink::dump(question, |answer| match answer {
         RouteNetlinkMessage::NewAddress(address) => own_address(&address),
         _ => None,
     })
@@ -122,7 +122,7 @@ pub fn gateways() -> io::Result<Vec<IpAddr>> {
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut question = RouteMessage::default();
         question.header.address_family = family;
-        let routes = rtnetlink::dump(RouteNetlinkMessage::GetRoute(question), |answer| match answer {
+        let routes = netlink::dump(RouteNetlinkMessage::GetRoute(question), |answer| match answer {
             RouteNetlinkMessage::NewRoute(route) if is_default(&route) => Some(hops(&route.attributes)),
             _ => None,
         })?;

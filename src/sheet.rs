@@ -14,7 +14,7 @@ use crate::detect::{Library, NORMAL};
 use crate::host::Services;
 use crate::jail::FORGET;
 use crate::jail::bantime::{Growth, Increment};
-use crate::model::{Bantime, Block, JailName, Span, plain};
+use crate::model::{Bantime, Block, Hook, JailName, Kill, Span, plain};
 use crate::never::{self, Entry};
 use crate::ports;
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
@@ -50,6 +50,8 @@ pub struct Keys {
     pub ignoreip: Option<Spanned<Many<Entry>>>,
     pub ban_local: Option<Spanned<bool>>,
     pub block: Option<Block>,
+    pub kill: Option<Kill>,
+    pub hook: Option<Spanned<Many<Hook>>>,
     pub capacity: Option<Spanned<u32>>,
 }
 
@@ -190,6 +192,9 @@ impl Keys {
         {
             faults.push(fault(source, port.defined, message));
         }
+        if let Some(hook) = self.hook.as_ref().filter(|hook| hook.value.0.is_empty()) {
+            faults.push(fault(source, hook.defined, "name one: prerouting, input or forward"));
+        }
         if let Some(increment) = &self.increment
             && let Err(message) = increment.value.increment()
         {
@@ -230,7 +235,9 @@ impl Keys {
             increment: upper.increment.or(below.increment),
             ignoreip: upper.ignoreip.or(below.ignoreip),
             block: upper.block.or(below.block),
+            hook: upper.hook.or(below.hook),
             ban_local: upper.ban_local.or(below.ban_local),
+            kill: upper.kill.or(below.kill),
             capacity: upper.capacity.or(below.capacity),
         }
     }

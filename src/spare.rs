@@ -28,9 +28,8 @@ impl Daemon {
 
     /// Those who are never banned now must pass in the kernel, the others no longer.
     async fn protect(&mut self) {
-        if let Err(refusal) =
-            self.enforcer.install(self.config.layout(&self.own), Restore::Missing(Vec::new())).await
-        {
+        let believed = Restore::Lost(self.believed());
+        if let Err(refusal) = self.enforcer.install(self.config.layout(&self.own), believed).await {
             tracing::error!("the kernel does not know yet who is never banned now: {refusal}");
         }
         self.spare();

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Block, Dropped, JailName, Target, Timestamp};
+use crate::model::{Block, Dropped, Hook, JailName, Target, Timestamp};
 
 /// Everything that can be asked of a running agent at a glance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,8 +18,18 @@ pub struct Status {
     pub pending: usize,
     pub jails: Vec<JailStatus>,
     pub sources: Vec<SourceStatus>,
+    pub repairs: Repairs,
     /// What is wrong as a whole; empty where all is well.
     pub troubles: Vec<String>,
+}
+
+/// How often somebody else changed our table since the start, so that it had to be put back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repairs {
+    pub total: u64,
+    /// When the last repair was, and who had made it necessary.
+    pub last: Option<Timestamp>,
+    pub by: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +41,7 @@ pub struct JailStatus {
     /// It counts nothing for now, by hand.
     pub paused: bool,
     pub block: Block,
+    pub hooks: Vec<Hook>,
     pub maxretry: u32,
     pub findtime: String,
     pub bantime: String,

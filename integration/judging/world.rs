@@ -168,6 +168,7 @@ impl World {
             ports: Ports::All,
             capacity,
             block: nftjail::model::Block::Drop,
+            hooks: [nftjail::model::Hook::Prerouting].into(),
         };
         let layout = Layout { cells: laws.iter().map(cell).collect(), never: Vec::new() };
         let kernel = Shared::default();
@@ -216,6 +217,10 @@ impl World {
         let failure = Failure { addr: addr.parse().unwrap(), at: written.min(now()), weight, bantime };
         let expected = self.naive.fail(court, &failure, now());
         self.follow(out, expected.into_iter().collect());
+    }
+
+    pub fn now(&self) -> Timestamp {
+        now()
     }
 
     pub fn pass(&mut self, time: Duration) {
@@ -364,7 +369,7 @@ impl World {
         self.engine = engine(&laws);
         self.saved.values().for_each(|memory| self.engine.restore_memory(memory.clone()));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let install = self.enforcer.install(self.layout.clone(), Restore::Missing(Vec::new()));
+        let install = self.enforcer.install(self.layout.clone(), Restore::AfterReboot(Vec::new()));
         runtime.block_on(install).unwrap().into_iter().for_each(|ban| self.engine.restore(ban));
         let never = self.naive.never.clone();
         self.spare(never);

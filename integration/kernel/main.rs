@@ -1,10 +1,14 @@
 //! What the kernel makes of us: real netlink in network namespaces that each test makes, with `nft -j` as the judge.
 
 mod documents;
+mod hooks;
 mod netns;
 mod never;
 mod nft;
 mod protects;
 mod refuses;
 mod rejects;
+mod reloads;
+mod repairs;
 mod scene;
+mod soaks;

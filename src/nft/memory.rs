@@ -159,7 +159,7 @@ fn perform_in(held: &mut Held, what: &Operation) -> Result<(), Fault> {
             }
         }
         Operation::AddChain(chain) => match table.chain(&chain.name) {
-            Some(known) if known.hook == chain.hook => {}
+            Some(known) if known.place == chain.place => {}
             Some(_) => return Err((None, Errno::EXIST)),
             None => table.chains.push(chain.clone()),
         },
@@ -241,6 +241,7 @@ mod tests {
             jail: jail.clone(),
             ports: crate::model::Ports::All,
             block: crate::model::Block::Drop,
+            hooks: [crate::model::Hook::Prerouting].into(),
             capacity: 1,
         };
         let layout = Layout { cells: vec![cell], never: Vec::new() };

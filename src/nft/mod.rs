@@ -3,6 +3,7 @@
 
 pub mod memory;
 pub mod netlink;
+pub mod news;
 pub mod plan;
 pub mod table;
 pub mod transaction;

@@ -58,6 +58,13 @@ impl Netlink {
         Ok(netlink)
     }
 
+    /// The port that the kernel knows our writing by.
+    pub fn port(&self) -> io::Result<u32> {
+        let mut addr = SocketAddr::new(0, 0);
+        self.socket.get_address(&mut addr)?;
+        Ok(addr.port_number())
+    }
+
     /// Where the limits may not be lifted, the kernel's usual ones do for 2,500 bans at once.
     fn widen(&self) {
         if sockopt::set_socket_send_buffer_size_force(&self.socket, SEND_BUFFER_BYTES).is_err() {

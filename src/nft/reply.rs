@@ -8,9 +8,9 @@ use super::attribute::{
     HEADER_BYTES, Message, attributes, be32, find, find_be32, find_be64, find_text, messages, ne32,
 };
 use super::rule;
-use super::table::{Chain, Counter, Element, Hook, Key, KeyType, Rule, Set, TABLE};
+use super::table::{Chain, Counter, Element, Key, KeyType, Place, Rule, Set, Standing, TABLE};
 use super::wire::*;
-use crate::model::Dropped;
+use crate::model::{Dropped, Hook, JailName, Target};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -19,8 +19,6 @@ const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_OFFS: u16 = 2;
 const NFT_SET_ANONYMOUS: u32 = 1;
-const NFPROTO_INET: u8 = 1;
-const NF_INET_PRE_ROUTING: u32 = 0;
 
 /// One message of an answer.
 #[derive(Debug)]
@@ -77,6 +75,17 @@ pub fn generation(body: &[u8]) -> Option<u32> {
     find_be32(body, 1)
 }
 
+/// Who made a commit, as its last message says: the name of the process, and its number. The name is the process's
+/// own choice, so that only what is printable is kept of it.
+pub fn committer(body: &[u8]) -> String {
+    let name = find_text(body, 3).unwrap_or_default();
+    let name: String = name.chars().map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
+    match (name.as_str(), find_be32(body, 2)) {
+        ("", _) | (_, None) => "somebody".to_owned(),
+        (name, Some(pid)) => format!("{name} (process {pid})"),
+    }
+}
+
 /// The comment of our table, where the object is our table.
 pub fn table(body: &[u8]) -> Option<Option<String>> {
     ours(body)?;
@@ -85,19 +94,17 @@ pub fn table(body: &[u8]) -> Option<Option<String>> {
 
 pub fn chain(body: &[u8]) -> Option<Chain> {
     ours(body)?;
-    let hook = match find(body, NFTA_CHAIN_HOOK) {
-        None => Hook::None,
-        Some(hook) => {
-            let place = (find_be32(hook, NFTA_HOOK_HOOKNUM), find_be32(hook, NFTA_HOOK_PRIORITY));
+    let place = match find(body, NFTA_CHAIN_HOOK) {
+        None => Place::Jumped,
+        Some(found) => {
+            let at = find_be32(found, NFTA_HOOK_HOOKNUM).zip(find_be32(found, NFTA_HOOK_PRIORITY));
             let filter = find_text(body, NFTA_CHAIN_TYPE).as_deref() == Some("filter");
             let accept = find_be32(body, NFTA_CHAIN_POLICY) == Some(NF_ACCEPT);
-            match place == (Some(NF_INET_PRE_ROUTING), Some(PRIORITY)) && filter && accept {
-                true => Hook::Prerouting,
-                false => Hook::Foreign,
-            }
+            let hook = Hook::ALL.into_iter().find(|hook| at == Some(hook_and_priority(*hook)));
+            hook.filter(|_| filter && accept).map_or(Place::Foreign, Place::At)
         }
     };
-    Some(Chain { name: find_text(body, NFTA_CHAIN_NAME)?, hook, rules: Vec::new() })
+    Some(Chain { name: find_text(body, NFTA_CHAIN_NAME)?, place, rules: Vec::new() })
 }
 
 /// A rule and the chain that it is in.
@@ -174,6 +181,16 @@ pub fn marks(body: &[u8]) -> Vec<Mark> {
         None => &[],
     };
     attributes(list).filter_map(|(_, element)| mark(element)).collect()
+}
+
+/// The bans in one message about elements of a jail's set.
+pub fn standing(body: &[u8], jail: &JailName) -> Vec<Standing> {
+    let standing = |mark: Mark| {
+        let Key::Addr(addr) = mark.key else { return None };
+        let (jail, target) = (jail.clone(), Target::of(addr));
+        Some(Standing { jail, target, timeout: mark.timeout, expires: mark.expires })
+    };
+    marks(body).into_iter().filter_map(standing).collect()
 }
 
 fn mark(element: &[u8]) -> Option<Mark> {
@@ -313,7 +330,7 @@ mod tests {
                 sent(Operation::AddSet(interval_set())),
                 sent(Operation::AddTable("x".to_owned())),
                 sent(Operation::AddRule { chain: "c".into(), rule: Rule::Jump { chain: "d".into() } }),
-                sent(Operation::AddChain(Chain { name: "c".into(), hook: Hook::Prerouting, rules: vec![] })),
+                sent(Operation::AddChain(Chain { name: "c".into(), place: Place::At(Hook::Input), rules: vec![] })),
                 sent(Operation::AddElements { set: "s".into(), elements: vec![element; 3].into() }),
             ];
             for body in &mut bodies {

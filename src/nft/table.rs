@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::model::{Dropped, JailName, Target};
+use crate::model::{Dropped, Hook, JailName, Target};
 
 /// The name of our table, in the family `inet`.
 pub const TABLE: &str = "nftjail";
@@ -94,12 +94,16 @@ impl Set {
 
     /// The jail whose bans the set holds; none for other sets.
     pub fn jail(&self) -> Option<JailName> {
-        let (suffix, key) =
-            if self.name.ends_with("_v4") { ("_v4", KeyType::Ipv4) } else { ("_v6", KeyType::Ipv6) };
+        let key = if self.name.ends_with("_v4") { KeyType::Ipv4 } else { KeyType::Ipv6 };
         if self.key != key || !self.timeout {
             return None;
         }
-        self.name.strip_suffix(suffix)?.parse().ok()
+        Set::jail_of(&self.name)
+    }
+
+    /// The jail whose bans a set of that name would hold.
+    pub fn jail_of(name: &str) -> Option<JailName> {
+        name.strip_suffix("_v4").or(name.strip_suffix("_v6"))?.parse().ok()
     }
 }
 
@@ -151,18 +155,19 @@ pub enum Key {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     pub name: String,
-    pub hook: Hook,
+    pub place: Place,
     pub rules: Vec<Rule>,
 }
 
 /// Where the kernel calls a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
+pub enum Place {
     /// Nowhere: rules jump to it.
-    None,
-    /// Prerouting at priority raw - 10: before connection tracking and before destination NAT, so that
-    /// published container ports are covered and established connections are cut.
-    Prerouting,
+    Jumped,
+    /// Prerouting at priority raw - 10: before connection tracking and before destination NAT, so that published
+    /// container ports are covered and established connections are cut. The others at filter - 10, before what the
+    /// host's own firewall mostly accepts.
+    At(Hook),
     /// A hook, type, priority or policy that we never write.
     Foreign,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::table::{Chain, Counter, Element, Hook, Rule, Set, TABLE};
+use super::table::{Chain, Counter, Element, Place, Rule, Set, TABLE};
 
 /// The most elements in one message. An IPv6 element takes 52 bytes at most, and the list of them must stay
 /// below 64 KiB: an attribute's length is 16 bits wide, and the kernel takes what wraps for a shorter list.
@@ -149,11 +149,11 @@ impl fmt::Display for Operation {
                 let texts: Vec<String> = elements.iter().map(|element| element.key.to_string()).collect();
                 write!(f, "delete element inet {TABLE} {set} {{ {} }}", texts.join(", "))
             }
-            Operation::AddChain(Chain { name, hook: Hook::None, .. }) => {
+            Operation::AddChain(Chain { name, place: Place::Jumped, .. }) => {
                 write!(f, "add chain inet {TABLE} {name}")
             }
-            Operation::AddChain(Chain { name, hook, .. }) => {
-                write!(f, "add chain inet {TABLE} {name} {{ {hook} }}")
+            Operation::AddChain(Chain { name, place, .. }) => {
+                write!(f, "add chain inet {TABLE} {name} {{ {place} }}")
             }
             Operation::FlushChain(name) => write!(f, "flush chain inet {TABLE} {name}"),
             Operation::DeleteChain(name) => write!(f, "delete chain inet {TABLE} {name}"),

@@ -5,12 +5,14 @@ use std::net::IpAddr;
 
 use super::attribute::{FAMILY_BYTES, HEADER_BYTES, Head, Writer, find, messages, positions};
 use super::rule;
-use super::table::{Chain, Counter, Element, Hook, Key, KeyType, Set, TABLE};
+use super::table::{Chain, Counter, Element, Key, KeyType, Place, Set, TABLE};
 use super::transaction::{Operation, Transaction};
+use crate::model::Hook;
 
 // Numbers of include/uapi/linux/netlink.h, netfilter/nfnetlink.h and netfilter/nf_tables.h.
 pub const NLM_F_REQUEST: u16 = 1;
 pub const NLM_F_DUMP: u16 = 0x300;
+pub const NFPROTO_INET: u8 = 1;
 pub const NFNL_SUBSYS_NFTABLES: u16 = 10;
 pub const NFT_MSG_NEWTABLE: u16 = 0;
 pub const NFT_MSG_GETTABLE: u16 = 1;
@@ -22,6 +24,7 @@ pub const NFT_MSG_NEWSET: u16 = 9;
 pub const NFT_MSG_GETSET: u16 = 10;
 pub const NFT_MSG_NEWSETELEM: u16 = 12;
 pub const NFT_MSG_GETSETELEM: u16 = 13;
+pub const NFT_MSG_DELSETELEM: u16 = 14;
 pub const NFT_MSG_NEWGEN: u16 = 15;
 pub const NFT_MSG_GETGEN: u16 = 16;
 pub const NFT_MSG_NEWOBJ: u16 = 18;
@@ -64,8 +67,6 @@ pub const NFT_SET_TIMEOUT: u32 = 0x10;
 pub const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
 pub const NFT_OBJECT_COUNTER: u32 = 1;
 pub const NF_ACCEPT: u32 = 1;
-/// Raw is -300 (include/uapi/linux/netfilter_ipv4.h).
-pub const PRIORITY: u32 = -310i32 as u32;
 /// The numbers by which nft knows a set's key: its data types, six bits each (nft's datatype.h).
 pub const TYPE_IPV4: u32 = 7;
 pub const TYPE_IPV6: u32 = 8;
@@ -75,18 +76,26 @@ pub const NOTE_TABLE_COMMENT: u8 = 0;
 pub const NOTE_SET_BYTE_ORDER: u8 = 0;
 pub const NOTE_SET_COMMENT: u8 = 7;
 
+/// A hook by its number (include/uapi/linux/netfilter.h), and the priority that our chain has there: raw is -300,
+/// filter 0 (include/uapi/linux/netfilter_ipv4.h).
+pub fn hook_and_priority(hook: Hook) -> (u32, u32) {
+    match hook {
+        Hook::Prerouting => (0, -310i32 as u32),
+        Hook::Input => (1, -10i32 as u32),
+        Hook::Forward => (2, -10i32 as u32),
+    }
+}
+
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
 const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_DELCHAIN: u16 = 5;
 const NFT_MSG_DELRULE: u16 = 8;
 const NFT_MSG_DELSET: u16 = 11;
-const NFT_MSG_DELSETELEM: u16 = 14;
 const NFT_MSG_DELOBJ: u16 = 20;
 const NFTA_SET_ID: u16 = 10;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
-const NFPROTO_INET: u8 = 1;
 
 /// A transaction as bytes: BATCH_BEGIN, a message for each operation, BATCH_END, numbered in sequence.
 pub struct Batch {
@@ -262,12 +271,13 @@ fn write_set(writer: &mut Writer, set: &Set, id: u32) {
 
 fn write_chain(writer: &mut Writer, chain: &Chain) {
     writer.text(NFTA_CHAIN_NAME, &chain.name);
-    if chain.hook == Hook::Prerouting {
+    if let Place::At(hook) = chain.place {
+        let (number, priority) = hook_and_priority(hook);
         writer.text(NFTA_CHAIN_TYPE, "filter");
         writer.be32(NFTA_CHAIN_POLICY, NF_ACCEPT);
         writer.nest(NFTA_CHAIN_HOOK, |writer| {
-            writer.be32(NFTA_HOOK_HOOKNUM, 0);
-            writer.be32(NFTA_HOOK_PRIORITY, PRIORITY);
+            writer.be32(NFTA_HOOK_HOOKNUM, number);
+            writer.be32(NFTA_HOOK_PRIORITY, priority);
         });
     }
 }

@@ -16,6 +16,15 @@ pub fn text(event: &Event) -> String {
         Event::Extended { ban } => {
             format!("{}: {} stays banned, again for {}", ban.jail, ban.target, ban.bantime)
         }
+        Event::PutBack { ban } => {
+            format!("{}: {} was taken out of the kernel, and is banned again", ban.jail, ban.target)
+        }
+        Event::Repaired { by } => {
+            format!("{by} removed or changed our table or a part of it: it is back, with every ban")
+        }
+        Event::Adopted { ban, by } => {
+            format!("{}: {} was banned in the kernel by {by}, and is believed", ban.jail, ban.target)
+        }
         Event::Restored { ban } => format!("{}: {} is still banned", ban.jail, ban.target),
         Event::Released { jail, target } => format!("{jail}: unbanned {target}"),
         Event::Ended { ban } => format!("{}: the ban of {} is over", ban.jail, ban.target),

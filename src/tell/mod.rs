@@ -11,6 +11,9 @@ pub fn log(event: &Event) {
         Event::Failed { .. } | Event::Ignored { .. } | Event::Overdue { .. } | Event::Restored { .. } => {
             tracing::debug!("{}", message::text(event));
         }
+        Event::Repaired { .. } | Event::PutBack { .. } | Event::Adopted { .. } => {
+            tracing::warn!("{}", message::text(event));
+        }
         Event::Refused { .. } => tracing::error!("{}", message::text(event)),
         _ => tracing::info!("{}", message::text(event)),
     }

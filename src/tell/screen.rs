@@ -1,14 +1,24 @@
 //! Status and bans as people read them: aligned columns, the line of truth on top.
 #![forbid(unsafe_code)]
 
-use crate::model::{Span, Timestamp};
-use crate::status::{BanStatus, JailStatus, Replayed, SourceStatus, Status};
+use crate::model::{Hook, Span, Timestamp};
+use crate::status::{BanStatus, JailStatus, Repairs, Replayed, SourceStatus, Status};
 
 /// The whole status: one line that says how things stand, then jails, then sources.
 pub fn status(status: &Status) -> String {
     let mut text = truth(status) + "\n";
     for trouble in &status.troubles {
         text += &format!("  {trouble}\n");
+    }
+    if let Repairs { total, last: Some(last), by: Some(by) } = &status.repairs {
+        let age = Span(status.now.since(*last));
+        text += &format!("  our table was put back {total} times, last {age} ago after a change by {by}\n");
+    }
+    for jail in status.jails.iter().filter(|jail| jail.forgotten_total > 0) {
+        text += &format!(
+            "  {}: {} addresses were forgotten early, those with the fewest failures first: too many failed at once\n",
+            jail.name, jail.forgotten_total
+        );
     }
     let dropped = |jail: &JailStatus| match jail.dropped {
         Some(dropped) => dropped.packets.to_string(),
@@ -23,7 +33,7 @@ pub fn status(status: &Status) -> String {
             jail.failing.to_string(),
             jail.failed_total.to_string(),
             dropped(jail),
-            jail.ports.clone(),
+            jail.ports.clone() + &hooks(jail),
             format!("{} in {}: {}", jail.maxretry, jail.findtime, jail.bantime),
         ]
     }));
@@ -41,6 +51,12 @@ pub fn status(status: &Status) -> String {
     }));
     text += "\n";
     text + &columns(&rows)
+}
+
+/// Where a jail's bans are met, if not where most are.
+fn hooks(jail: &JailStatus) -> String {
+    let names: Vec<&str> = jail.hooks.iter().map(|hook| hook.name()).collect();
+    if jail.hooks == [Hook::Prerouting] { String::new() } else { format!(" at {}", names.join(", ")) }
 }
 
 /// One line: how many jails are well, and what the others wait for. A jail is well when one of its
@@ -134,6 +150,7 @@ mod tests {
             pid: 7,
             started: Timestamp::from_millis(0),
             now: Timestamp::from_millis(60_000),
+            repairs: Repairs::default(),
             pending: 0,
             jails: vec![JailStatus {
                 name: "sshd".parse().unwrap(),
@@ -142,6 +159,7 @@ mod tests {
                 ports: "22/tcp".to_owned(),
                 paused: false,
                 block: Block::Drop,
+                hooks: vec![Hook::Prerouting],
                 maxretry: 5,
                 findtime: "10m".to_owned(),
                 bantime: "1h".to_owned(),
@@ -176,6 +194,23 @@ SOURCE             STATE      LINES  LAST LINE
 /var/log/auth.log  following  300    3s ago
 ";
         assert_eq!(status(&sample()), wanted);
+    }
+
+    #[test]
+    fn a_jail_with_a_hook_of_its_own_shows_it() {
+        let mut jail = sample().jails.remove(0);
+        assert_eq!(hooks(&jail), "");
+        jail.hooks = vec![Hook::Input, Hook::Forward];
+        assert_eq!(hooks(&jail), " at input, forward");
+    }
+
+    #[test]
+    fn what_was_forgotten_early_is_said() {
+        let mut flooded = sample();
+        flooded.jails[0].forgotten_total = 12_500;
+        let wanted =
+            "1 jail ok\n  sshd: 12500 addresses were forgotten early, those with the fewest failures first";
+        assert!(status(&flooded).starts_with(wanted), "{}", status(&flooded));
     }
 
     #[test]

@@ -10,7 +10,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("status", &["model"]),
     ("yaml", &[]),
     ("rtnetlink", &[]),
-    ("acquire", &["model"]),
+    ("acquire", &["model", "yaml"]),
     ("detect", &["model", "yaml"]),
     ("jail", &["model"]),
     ("nft", &["model"]),

@@ -8,3 +8,4 @@ mod protects;
 mod refuses;
 mod rejects;
 mod scene;
+mod streams;

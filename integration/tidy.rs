@@ -12,7 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("yaml", &[]),
     ("netlink", &[]),
     ("sockets", &["model", "netlink"]),
-    ("acquire", &["model"]),
+    ("acquire", &["model", "yaml"]),
     ("detect", &["model", "yaml"]),
     ("jail", &["model"]),
     ("nft", &["model"]),

@@ -177,7 +177,9 @@ impl Daemon {
     async fn run(mut self, mut wakers: Wakers) {
         self.spare();
         loop {
-            let more = self.may_read() && self.read_logs();
+            // While nothing may be read, what comes in wakes nobody.
+            let may_read = self.may_read();
+            let more = may_read && self.read_logs();
             let wake_at = self.wake_at();
             tokio::select! {
                 biased;
@@ -201,7 +203,7 @@ impl Daemon {
                     }
                 }
                 Some(news) = self.watch.news() => self.handle_news(news).await,
-                () = self.sources.changed() => {}
+                () = self.sources.changed(), if may_read => {}
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
                 () = tokio::task::yield_now(), if more => {}
             }

@@ -12,3 +12,4 @@ mod reloads;
 mod repairs;
 mod scene;
 mod soaks;
+mod streams;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use super::identity::{HEAD_BYTES_MAX, Identity, Position, Positions};
 use super::open::{Refused, open};
 use super::rotated::{is_rotated, order};
 use super::tail::{Read, Reading, Tail, born, fill_at, glimpse, written};
-use super::{Line, Notice, Progress, What, is_missing, ways};
+use super::{Line, Notice, OpenFile, Progress, What, is_missing, ways};
 
 /// Says whether a line was written before the wanted time.
 pub type AgeOf = Box<dyn FnMut(&[u8]) -> Age + Send>;
@@ -179,7 +179,7 @@ impl Follower {
     }
 
     /// The files that are open, by device and inode.
-    pub(super) fn open_files(&self) -> impl Iterator<Item = ((u64, u64), BorrowedFd<'_>)> {
+    pub(super) fn open_files(&self) -> impl Iterator<Item = OpenFile<'_>> {
         let tails = self.old.iter().chain(&self.current);
         tails.map(|tail| ((tail.identity.dev, tail.identity.inode), tail.file.as_fd()))
     }

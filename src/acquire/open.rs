@@ -1,6 +1,6 @@
 //! Opening a log in a folder that others may write to, without being led to a file that is none of theirs.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -50,7 +50,7 @@ pub(super) fn open(path: &Path) -> Result<File, Refused> {
     };
     let found = place.metadata()?;
     if !found.is_file() {
-        return Err(Refused::Because(What::NotAFile(kind(&found))));
+        return Err(Refused::Because(What::NotAFile(kind(found.file_type()))));
     }
     let trusted = |uid: u32| uid == 0 || uid == found.uid() || uid == rustix::process::geteuid().as_raw();
     if let Some((link, uid)) = links.into_iter().find(|(_, uid)| !trusted(*uid)) {
@@ -110,9 +110,13 @@ fn steps(path: &Path) -> Vec<PathBuf> {
     walked.map(|step| PathBuf::from(step.as_os_str())).rev().collect()
 }
 
-fn kind(found: &Metadata) -> &'static str {
-    let kind = found.file_type();
-    if kind.is_dir() {
+/// What has a name that should be something else's.
+pub(super) fn kind(kind: FileType) -> &'static str {
+    if kind.is_file() {
+        "a file"
+    } else if kind.is_symlink() {
+        "a symbolic link"
+    } else if kind.is_dir() {
         "a directory"
     } else if kind.is_fifo() {
         "a FIFO"

@@ -2,6 +2,7 @@
 
 mod examples;
 mod follow;
+mod globs;
 mod judging;
 mod reallogs;
 mod rules;

@@ -1,6 +1,6 @@
 //! The verbs and their printing; the only file that knows exit codes.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -358,6 +358,20 @@ fn bad_configuration(faults: Vec<Fault>) -> Trouble {
     Trouble::BadConfiguration(yaml::told(&faults))
 }
 
+/// Whether a log can be read; what is not a file is not opened.
+fn state_of(log: &Path) -> String {
+    match fs::metadata(log)
+        .and_then(|found| if found.is_file() { File::open(log).map(Some) } else { Ok(None) })
+    {
+        Ok(Some(_)) => "ok".to_owned(),
+        Ok(None) => "is not a file, one will be waited for".to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            "is not there yet, will be waited for".to_owned()
+        }
+        Err(error) => format!("cannot be read: {}", plain(&error)),
+    }
+}
+
 fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
     let config = Config::load(place, &Services::of_this_host()).map_err(bad_configuration)?;
     let library =
@@ -369,15 +383,17 @@ fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
     let mut text = String::new();
     for jail in &config.jails {
         let name = &jail.terms.name;
-        for path in jail.logpath.iter().filter_map(Place::file) {
-            let state = match File::open(path) {
-                Ok(_) => "ok".to_owned(),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    "is not there yet, will be waited for".to_owned()
-                }
-                Err(error) => format!("cannot be read: {}", plain(&error)),
+        for place in &jail.logpath {
+            let state = match place {
+                Place::File(path) => state_of(path),
+                Place::Glob(glob) => match glob.count() {
+                    0 => "matches nothing yet, will be waited for".to_owned(),
+                    1 => "matches 1 file".to_owned(),
+                    many => format!("matches {many} files"),
+                },
+                Place::Stream(_) => continue,
             };
-            text += &format!("{name}: {} {state}\n", path.display());
+            text += &format!("{name}: {place} {state}\n");
         }
     }
     let count = config.jails.len();

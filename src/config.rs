@@ -203,7 +203,8 @@ fn resolve_jail(
     let logpath = match keys.logpath {
         Some(Many(paths)) => paths,
         None if hears_bans => Vec::new(),
-        None => default_logpath(rule.logpath()),
+        None => default_logpath(rule.logpath())
+            .map_err(|wrong| format!("the logpath of the rule {rule_name}: {wrong}"))?,
     };
     let ports = ports::ports(keys.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
     let increment = keys.increment.map(|key| key.value.increment()).transpose()?;
@@ -240,12 +241,17 @@ fn resolve_jail(
 }
 
 /// The first log that is there, since distributions differ; all of them where none is, to wait for.
-fn default_logpath(candidates: &[String]) -> Vec<Place> {
-    let candidates = || candidates.iter().map(|path| Place::File(path.into()));
-    match candidates().find(|place| place.file().is_some_and(Path::exists)) {
-        Some(place) => vec![place],
-        None => candidates().collect(),
-    }
+fn default_logpath(candidates: &[String]) -> Result<Vec<Place>, String> {
+    let candidates = candidates.iter().map(|text| text.parse()).collect::<Result<Vec<Place>, String>>()?;
+    let is_there = |place: &&Place| match place {
+        Place::File(path) => path.exists(),
+        Place::Glob(glob) => glob.count() > 0,
+        Place::Stream(_) => false,
+    };
+    Ok(match candidates.iter().find(is_there) {
+        Some(place) => vec![place.clone()],
+        None => candidates,
+    })
 }
 
 #[cfg(test)]
@@ -268,6 +274,23 @@ mod tests {
         assert_eq!(blocks("jails: {sshd: {port: 22, block: reject}}"), [Block::Reject]);
         let jails = "jails: {dovecot: {port: 993, block: drop}, sshd: {port: 22}}";
         assert_eq!(blocks(&format!("defaults: {{block: reject}}\n{jails}")), [Block::Drop, Block::Reject]);
+    }
+
+    #[test]
+    fn a_pattern_that_is_not_understood_is_pointed_at() {
+        let fault =
+            load("jails:\n  sshd:\n    logpath: [/var/log/auth.log, /var/log/**/auth.log]\n").unwrap_err();
+        assert_eq!((fault[0].line, fault[0].column), (3, 34));
+        assert_eq!(fault[0].message, "\"**\" is not understood: write one * for each folder on the way");
+    }
+
+    #[test]
+    fn every_shipped_rule_names_logs_that_can_be_followed() {
+        let library = Library::shipped();
+        for name in library.names() {
+            let rule = library.compile(name, None).unwrap();
+            assert!(default_logpath(rule.logpath()).is_ok(), "{name}");
+        }
     }
 
     #[test]

@@ -62,12 +62,22 @@ pub struct JailStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceStatus {
     pub name: String,
-    /// `following`, or what it waits for, in words.
+    /// What begins with `following`, or what it waits for, in words.
     pub state: String,
     pub lines: u64,
+    /// Lines that were dropped because they were too long.
+    #[serde(default)]
+    pub shed: u64,
     /// Bytes that are written and not read yet.
     pub behind: u64,
     pub last_line: Option<Timestamp>,
+}
+
+impl SourceStatus {
+    /// Whether lines are read from it.
+    pub fn is_read(&self) -> bool {
+        self.state.starts_with("following")
+    }
 }
 
 /// One ban as it is listed.

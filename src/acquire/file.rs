@@ -1,6 +1,6 @@
 //! Follows one path through rotation, truncation, deletion and whatever else is put in its place.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::{Timestamp, plain};
@@ -66,6 +67,7 @@ pub struct Follower {
     closed: Vec<Position>,
     /// What is known of files that were read before; its open positions are `closed` and those of the tails.
     before: Positions,
+    others: Inodes,
     /// Where to begin, until the first file is opened or none is found.
     start: Option<Start>,
     /// What keeps the name from being read.
@@ -73,6 +75,9 @@ pub struct Follower {
     caught_up: bool,
     notices: Vec<What>,
 }
+
+/// The inodes that are read under other names, where a file may come from there.
+pub(super) type Inodes = Arc<BTreeSet<u64>>;
 
 /// How long nothing is written to a rotated file before it is let go.
 pub const QUIET: Duration = Duration::from_secs(5 * 60);
@@ -91,25 +96,41 @@ impl Follower {
     /// # Errors
     /// Only for a path that is empty, or relative while there is no working directory.
     pub fn open(path: &Path, saved: Option<Positions>, start: Start, now: Timestamp) -> io::Result<Self> {
+        Ok(Follower::open_at(&std::path::absolute(path)?, saved, start, Inodes::default(), now))
+    }
+
+    /// Likewise, for an absolute path.
+    pub(super) fn open_at(
+        path: &Path,
+        saved: Option<Positions>,
+        start: Start,
+        others: Inodes,
+        now: Timestamp,
+    ) -> Self {
         let start = saved.is_none().then_some(start);
-        let mut before = saved.unwrap_or_default();
-        let mut follower = Follower {
-            path: std::path::absolute(path)?,
-            current: None,
-            old: VecDeque::new(),
-            start,
-            closed: std::mem::take(&mut before.open),
-            before,
-            trouble: None,
-            caught_up: false,
-            notices: Vec::new(),
-        };
+        let mut follower = Follower { start, others, ..Follower::expecting(path, saved.unwrap_or_default()) };
         follower.reopen_old(now);
         follower.look(now);
         if follower.current.is_some() {
             follower.notices.extend(follower.closed.iter().map(|_| What::Lost));
         }
-        Ok(follower)
+        follower
+    }
+
+    /// Follows a path that was not looked at yet, from where its files were read to under this or other names.
+    pub(super) fn expecting(path: &Path, mut before: Positions) -> Self {
+        Follower {
+            path: path.to_owned(),
+            current: None,
+            old: VecDeque::new(),
+            closed: std::mem::take(&mut before.open),
+            before,
+            others: Inodes::default(),
+            start: None,
+            trouble: None,
+            caught_up: false,
+            notices: Vec::new(),
+        }
     }
 
     /// Hands lines to `sink` until there are no more or about `budget_bytes` (at least 1) were read.
@@ -182,6 +203,28 @@ impl Follower {
     pub(super) fn open_files(&self) -> impl Iterator<Item = OpenFile<'_>> {
         let tails = self.old.iter().chain(&self.current);
         tails.map(|tail| ((tail.identity.dev, tail.identity.inode), tail.file.as_fd()))
+    }
+
+    /// Lets go of an open file that has another name now, and says where it was read to.
+    pub(super) fn release(&mut self, (dev, inode): (u64, u64)) -> Option<Position> {
+        let is_it = |tail: &Tail| tail.identity.is_inode(dev, inode);
+        let old = self.old.iter().position(is_it).and_then(|index| self.old.remove(index));
+        old.or_else(|| self.current.take_if(|tail| is_it(tail))).map(|tail| tail.position())
+    }
+
+    /// Where to go on in a file that had another name, when it takes this one.
+    pub(super) fn expect(&mut self, position: Position) {
+        self.closed.push(position);
+    }
+
+    /// What is read under other names from now on.
+    pub(super) fn know_others(&mut self, others: &Inodes) {
+        self.others = others.clone();
+    }
+
+    /// Whether all was read, and nothing has the name.
+    pub(super) fn is_over(&self) -> bool {
+        self.current.is_none() && self.old.is_empty() && self.trouble == Some(What::Missing)
     }
 
     /// Reads the old files and then the current one, through truncations. The last error stands for all.
@@ -301,6 +344,8 @@ impl Follower {
     fn reopen_old(&mut self, now: Timestamp) {
         for position in std::mem::take(&mut self.closed) {
             match self.find_beside(position, now) {
+                // It was saved of two names that it had in turn.
+                Some(tail) if self.old.iter().any(|old| old.identity.inode == tail.identity.inode) => {}
                 Some(tail) => self.old.push_back(tail),
                 None => self.closed.push(position),
             }
@@ -355,7 +400,9 @@ impl Follower {
         let begins_so = |tail: &Tail| !tail.identity.head.is_empty() && tail.identity.head.begins(found.head);
         let mut open = self.old.iter().chain(&self.current);
         let is_gone = |gone: &Position| !gone.identity.head.is_empty() && gone.found_in(&found).is_some();
+        let is_ours = gone.iter().any(|position| position.identity.inode == found.inode);
         let known = gone.iter().any(is_gone)
+            || !is_ours && self.others.contains(&found.inode)
             || open.any(|tail| is_this(tail) || begins_so(tail))
             || self.before.past.iter().any(|head| head.begins(found.head));
         (!known).then(|| Tail::new(file, Position { identity: Identity::of(&found), offset: 0 }, now))

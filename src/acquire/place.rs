@@ -7,11 +7,15 @@ use std::str::FromStr;
 
 use crate::yaml;
 
+use super::glob::{Glob, is_wild};
+
 /// One source of lines. What it prints as is its name: in the status, and for what is saved of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// A file that is followed through rotation.
     File(PathBuf),
+    /// All files that match a pattern, as they come and go.
+    Glob(Glob),
     /// What gives each line only once, to whoever reads it.
     Stream(Channel),
 }
@@ -30,7 +34,7 @@ impl Place {
     pub fn file(&self) -> Option<&Path> {
         match self {
             Place::File(path) => Some(path),
-            Place::Stream(_) => None,
+            Place::Glob(_) | Place::Stream(_) => None,
         }
     }
 }
@@ -39,6 +43,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Place::File(path) => path.display().fmt(f),
+            Place::Glob(glob) => glob.fmt(f),
             Place::Stream(Channel::Fifo(path)) => write!(f, "fifo:{}", path.display()),
         }
     }
@@ -51,6 +56,7 @@ impl FromStr for Place {
     fn from_str(text: &str) -> Result<Self, String> {
         let (kind, rest) = match text.split_once(':') {
             Some((kind, rest)) if !kind.contains('/') => (kind, rest),
+            _ if is_wild(text) => return Glob::parse(text).map(Place::Glob),
             _ => return Ok(Place::File(text.into())),
         };
         match kind {
@@ -73,7 +79,7 @@ mod tests {
 
     #[test]
     fn a_place_prints_as_it_is_written() {
-        for text in ["/var/log/auth.log", "./odd:name", "fifo:/run/nftjail/log"] {
+        for text in ["/var/log/auth.log", "/var/log/*/access.log", "./odd:name", "fifo:/run/nftjail/log"] {
             assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
         }
         assert_eq!("./odd:name".parse::<Place>().unwrap().file(), Some(Path::new("./odd:name")));

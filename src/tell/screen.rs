@@ -42,9 +42,16 @@ pub fn status(status: &Status) -> String {
     let mut rows = vec![row(&["SOURCE", "STATE", "LINES", "LAST LINE"])];
     rows.extend(status.sources.iter().map(|source| {
         let age = source.last_line.map(|at| format!("{} ago", Span(status.now.since(at))));
+        let mut state = source.state.clone();
+        if source.behind > 0 {
+            state += &format!(", {} KiB behind", source.behind.div_ceil(1024));
+        }
+        if source.shed > 0 {
+            state += &format!(", {} lines dropped", source.shed);
+        }
         vec![
             source.name.clone(),
-            source.state.clone(),
+            state,
             source.lines.to_string(),
             age.unwrap_or_else(|| "none yet".to_owned()),
         ]
@@ -62,9 +69,8 @@ fn hooks(jail: &JailStatus) -> String {
 /// One line: how many jails are well, and what the others wait for. A jail is well when one of its
 /// logs is read, or it has none because it hears the bans of others.
 pub fn truth(status: &Status) -> String {
-    let is_read = |name: &String| {
-        status.sources.iter().any(|source| source.name == *name && source.state == "following")
-    };
+    let is_read =
+        |name: &String| status.sources.iter().any(|source| source.name == *name && source.is_read());
     let (ok, deaf): (Vec<&JailStatus>, Vec<&JailStatus>) =
         status.jails.iter().partition(|jail| jail.sources.is_empty() || jail.sources.iter().any(is_read));
     let mut text = format!("{} {} ok", ok.len(), if ok.len() == 1 { "jail" } else { "jails" });
@@ -175,6 +181,7 @@ mod tests {
                 name: "/var/log/auth.log".to_owned(),
                 state: "following".to_owned(),
                 lines: 300,
+                shed: 0,
                 behind: 0,
                 last_line: Some(Timestamp::from_millis(57_000)),
             }],

@@ -89,7 +89,13 @@ impl Daemon {
             pending: self.pending,
             repairs: self.repairs.done.clone(),
             sources: self.sources.status().into_iter().filter(|source| listened(&source.name)).collect(),
-            troubles: self.troubles.iter().chain(self.config.known.troubles()).cloned().collect(),
+            troubles: self
+                .troubles
+                .iter()
+                .chain(&self.config.troubles)
+                .chain(self.config.known.troubles())
+                .cloned()
+                .collect(),
             jails,
         }
     }

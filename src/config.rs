@@ -32,8 +32,12 @@ pub struct Config {
     pub ignoreip: Vec<Entry>,
     /// Hosts of this host's local networks are banned like all others.
     pub ban_local: bool,
+    /// Nobody else may change our table.
+    pub owner: bool,
     /// What the files and names in every `ignoreip` stand for now.
     pub known: Known,
+    /// What was asked for and cannot be had, in words.
+    pub troubles: Vec<String>,
     /// The files it was read from; empty where there are none, and the built-in sshd jail serves.
     pub files: Vec<PathBuf>,
 }
@@ -72,11 +76,23 @@ impl Config {
             return Err(faults);
         }
         let ignoreip: Vec<Entry> = sheet.defaults.ignoreip().cloned().collect();
-        let ban_local = sheet.defaults.ban_local.as_ref().is_some_and(|key| key.value);
+        let is_set = |key: &Option<Spanned<bool>>| key.as_ref().is_some_and(|key| key.value);
+        let (ban_local, owner) = (is_set(&sheet.defaults.ban_local), is_set(&sheet.defaults.owner));
         let mut jails = resolve(sheet, &library, services)?;
         let known = Known::new(jails.iter().flat_map(|jail| &jail.ignoreip).chain(&ignoreip));
         jails.iter_mut().for_each(|jail| jail.terms.ignoreip = Allow::new(&known.nets(&jail.ignoreip)));
-        Ok(Config { jails, ignoreip, ban_local, known, files })
+        Ok(Config { jails, ignoreip, ban_local, owner, known, troubles: Vec::new(), files })
+    }
+
+    /// Goes without what this kernel does not have.
+    pub fn heed(&mut self, can_own: bool) {
+        if self.owner && !can_own {
+            self.owner = false;
+            self.troubles.push(
+                "owner: this kernel cannot do it, Linux 6.9 can: others may change our table, and it is then put back"
+                    .to_owned(),
+            );
+        }
     }
 
     /// Whom no jail bans; `own` are those whom this host cannot do without.
@@ -99,7 +115,11 @@ impl Config {
             .collect();
         let loopback = ["127.0.0.0/8", "::1/128"].map(|net| net.parse().expect("a net"));
         let listed = self.known.nets(&self.ignoreip).into_iter();
-        Layout { cells, never: listed.chain(own.iter().copied()).chain(loopback).collect() }
+        Layout {
+            cells,
+            owned: self.owner,
+            never: listed.chain(own.iter().copied()).chain(loopback).collect(),
+        }
     }
 }
 

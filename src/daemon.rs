@@ -98,6 +98,8 @@ pub struct Daemon {
     pub(crate) waiting: HashMap<u64, Waiting>,
     pub(crate) troubles: Vec<String>,
     pub(crate) repairs: Repairs,
+    /// The kernel lets a table have an owner.
+    pub(crate) can_own: bool,
     pub(crate) started: Timestamp,
 }
 
@@ -126,7 +128,9 @@ impl Daemon {
         let mut config =
             Config::load(places.config.as_deref(), &Services::of_this_host()).map_err(bad_configuration)?;
         let listener = control::listen(&places.socket).map_err(Stopped::Failed)?;
-        let kernel = Netlink::open().map_err(refused)?;
+        let mut kernel = Netlink::open().map_err(refused)?;
+        let can_own = kernel.can_own();
+        config.heed(can_own);
         let news = kernel.port().and_then(News::open).map_err(|error| Stopped::Failed(plain(&error)))?;
         let (enforcer, done, thread) = Enforcer::spawn(Box::new(kernel), host::now);
         let own = never::of_this_host(config.ban_local).map_err(|error| Stopped::Failed(plain(&error)))?;
@@ -168,6 +172,7 @@ impl Daemon {
             waiting: HashMap::new(),
             troubles,
             repairs: Repairs::default(),
+            can_own,
             started: host::now(),
         };
         tracing::info!("{}", tell::screen::truth(&daemon.status(None)));

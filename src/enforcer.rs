@@ -268,7 +268,7 @@ mod tests {
         let hooks = [Hook::Prerouting].into();
         let jail = "sshd".parse().unwrap();
         let cell = Cell { jail, ports: Ports::All, block: Block::Drop, hooks, capacity };
-        Layout { cells: vec![cell], never: Vec::new() }
+        Layout { cells: vec![cell], ..Layout::default() }
     }
 
     fn changes(addresses: std::ops::Range<u8>) -> Vec<Change> {

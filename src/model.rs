@@ -313,6 +313,8 @@ pub struct Cell {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Layout {
     pub cells: Vec<Cell>,
+    /// Nobody else may change the table, not even by `nft flush ruleset`.
+    pub owned: bool,
     /// Never dropped by any jail; may overlap.
     pub never: Vec<IpNet>,
 }

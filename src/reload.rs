@@ -17,6 +17,7 @@ impl Daemon {
             Ok(config) => config,
             Err(faults) => return failed(Failed::BadConfiguration, yaml::told(&faults)),
         };
+        config.heed(self.can_own);
         config.known.inherit(&self.config.known);
         let own = never::of_this_host(config.ban_local).unwrap_or_else(|_| self.own.clone());
         let believed = Restore::Lost(self.believed());

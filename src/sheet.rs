@@ -49,6 +49,7 @@ pub struct Keys {
     pub increment: Option<Spanned<IncrementKeys>>,
     pub ignoreip: Option<Spanned<Many<Entry>>>,
     pub ban_local: Option<Spanned<bool>>,
+    pub owner: Option<Spanned<bool>>,
     pub block: Option<Block>,
     pub kill: Option<Kill>,
     pub hook: Option<Spanned<Many<Hook>>>,
@@ -130,7 +131,7 @@ impl Sheet {
             faults.push(fault(&source, key.defined, "this belongs to a jail, not to defaults"));
         }
         for (name, jail) in jails.iter().flatten() {
-            if let Some(key) = &jail.keys.ban_local {
+            for key in [&jail.keys.ban_local, &jail.keys.owner].into_iter().flatten() {
                 faults.push(fault(&source, key.defined, "this belongs to defaults, not to a jail"));
             }
             faults.extend(jail.keys.faults(Some(name), &source, library, services));
@@ -237,6 +238,7 @@ impl Keys {
             block: upper.block.or(below.block),
             hook: upper.hook.or(below.hook),
             ban_local: upper.ban_local.or(below.ban_local),
+            owner: upper.owner.or(below.owner),
             kill: upper.kill.or(below.kill),
             capacity: upper.capacity.or(below.capacity),
         }

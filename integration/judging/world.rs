@@ -170,7 +170,7 @@ impl World {
             block: nftjail::model::Block::Drop,
             hooks: [nftjail::model::Hook::Prerouting].into(),
         };
-        let layout = Layout { cells: laws.iter().map(cell).collect(), never: Vec::new() };
+        let layout = Layout { cells: laws.iter().map(cell).collect(), ..Layout::default() };
         let kernel = Shared::default();
         kernel.kernel().memory.commit(&plan::install(&layout, None, &[])).unwrap();
         let (enforcer, answers, _) = Enforcer::spawn(Box::new(kernel.clone()), now);

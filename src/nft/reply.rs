@@ -8,7 +8,7 @@ use super::attribute::{
     HEADER_BYTES, Message, attributes, be32, find, find_be32, find_be64, find_text, messages, ne32,
 };
 use super::rule;
-use super::table::{Chain, Counter, Element, Key, KeyType, Place, Rule, Set, Standing, TABLE};
+use super::table::{Chain, Counter, Element, Key, KeyType, Place, Rule, Set, Standing, TABLE, Table};
 use super::wire::*;
 use crate::model::{Dropped, Hook, JailName, Target};
 
@@ -86,10 +86,13 @@ pub fn committer(body: &[u8]) -> String {
     }
 }
 
-/// The comment of our table, where the object is our table.
-pub fn table(body: &[u8]) -> Option<Option<String>> {
+/// Our table without anything in it, where the object is our table.
+pub fn table(body: &[u8]) -> Option<Table> {
     ours(body)?;
-    Some(find(body, NFTA_TABLE_USERDATA).and_then(|notes| read_note(notes, NOTE_TABLE_COMMENT)))
+    // Without its owner a table keeps the other flag.
+    let owned = find_be32(body, NFTA_TABLE_FLAGS).is_some_and(|flags| flags & NFT_TABLE_F_PERSIST != 0);
+    let comment = find(body, NFTA_TABLE_USERDATA).and_then(|notes| read_note(notes, NOTE_TABLE_COMMENT));
+    Some(Table { comment, owned, ..Table::default() })
 }
 
 pub fn chain(body: &[u8]) -> Option<Chain> {
@@ -328,7 +331,7 @@ mod tests {
             let element = Element::lasting(Key::Service(6, 22), Some(Duration::from_secs(1)), None);
             let mut bodies = vec![
                 sent(Operation::AddSet(interval_set())),
-                sent(Operation::AddTable("x".to_owned())),
+                sent(Operation::AddTable { comment: "x".to_owned(), owned: false }),
                 sent(Operation::AddRule { chain: "c".into(), rule: Rule::Jump { chain: "d".into() } }),
                 sent(Operation::AddChain(Chain { name: "c".into(), place: Place::At(Hook::Input), rules: vec![] })),
                 sent(Operation::AddElements { set: "s".into(), elements: vec![element; 3].into() }),

@@ -20,6 +20,8 @@ pub const TIMEOUT_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Table {
     pub comment: Option<String>,
+    /// Nobody but its owner may change it: NFT_TABLE_F_OWNER and, so that it outlives the owner, NFT_TABLE_F_PERSIST.
+    pub owned: bool,
     pub counters: Vec<Counter>,
     pub sets: Vec<Set>,
     pub chains: Vec<Chain>,

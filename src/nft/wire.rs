@@ -31,6 +31,7 @@ pub const NFT_MSG_NEWOBJ: u16 = 18;
 pub const NFT_MSG_GETOBJ: u16 = 19;
 pub const NFT_MSG_GETFLOWTABLE: u16 = 23;
 pub const NFTA_TABLE_NAME: u16 = 1;
+pub const NFTA_TABLE_FLAGS: u16 = 2;
 pub const NFTA_TABLE_USERDATA: u16 = 6;
 pub const NFTA_CHAIN_NAME: u16 = 3;
 pub const NFTA_CHAIN_HOOK: u16 = 4;
@@ -62,6 +63,8 @@ pub const NFTA_OBJ_DATA: u16 = 4;
 pub const NFTA_COUNTER_BYTES: u16 = 1;
 pub const NFTA_COUNTER_PACKETS: u16 = 2;
 pub const NFTA_DATA_VALUE: u16 = 1;
+pub const NFT_TABLE_F_OWNER: u32 = 0x2;
+pub const NFT_TABLE_F_PERSIST: u32 = 0x4;
 pub const NFT_SET_INTERVAL: u32 = 0x4;
 pub const NFT_SET_TIMEOUT: u32 = 0x10;
 pub const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
@@ -125,6 +128,25 @@ impl Batch {
         Batch { bytes: writer.into_bytes(), first_sequence, starts }
     }
 
+    /// Creates a table of that name as its owner and deletes it, which nobody sees.
+    pub fn owning(table: &str, first_sequence: u32) -> Batch {
+        let mut writer = Writer::default();
+        let numbered = |step| first_sequence.wrapping_add(step);
+        writer.message(fence(NFNL_MSG_BATCH_BEGIN, first_sequence), |_| {});
+        let mut starts = Vec::new();
+        for (step, kind, flags) in [(1, NFT_MSG_NEWTABLE, NLM_F_CREATE), (2, NFT_MSG_DELTABLE, 0)] {
+            starts.push(writer.position());
+            writer.message(head(kind, NLM_F_REQUEST | flags, numbered(step)), |writer| {
+                writer.text(NFTA_TABLE_NAME, table);
+                if kind == NFT_MSG_NEWTABLE {
+                    writer.be32(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
+                }
+            });
+        }
+        writer.message(fence(NFNL_MSG_BATCH_END, numbered(3)), |_| {});
+        Batch { bytes: writer.into_bytes(), first_sequence, starts }
+    }
+
     pub fn next_sequence(&self) -> u32 {
         self.first_sequence.wrapping_add(self.starts.len() as u32 + 2)
     }
@@ -181,7 +203,7 @@ fn fence(kind: u16, sequence: u32) -> Head {
 
 fn kind(operation: &Operation) -> (u16, u16) {
     match operation {
-        Operation::AddTable(_) => (NFT_MSG_NEWTABLE, NLM_F_CREATE),
+        Operation::AddTable { .. } => (NFT_MSG_NEWTABLE, NLM_F_CREATE),
         Operation::DeleteTable => (NFT_MSG_DELTABLE, 0),
         Operation::AddCounter(_) => (NFT_MSG_NEWOBJ, NLM_F_CREATE),
         Operation::DeleteCounter(_) => (NFT_MSG_DELOBJ, 0),
@@ -204,7 +226,12 @@ fn write(writer: &mut Writer, operation: &Operation, set_id: u32) {
         _ => writer.text(NFTA_TABLE_NAME, TABLE),
     }
     match operation {
-        Operation::AddTable(comment) => writer.bytes(NFTA_TABLE_USERDATA, &note(NOTE_TABLE_COMMENT, comment)),
+        Operation::AddTable { comment, owned } => {
+            if *owned {
+                writer.be32(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
+            }
+            writer.bytes(NFTA_TABLE_USERDATA, &note(NOTE_TABLE_COMMENT, comment));
+        }
         Operation::AddCounter(counter) => write_counter(writer, counter),
         Operation::DeleteCounter(name) => {
             writer.text(NFTA_OBJ_NAME, name);
@@ -361,7 +388,7 @@ mod tests {
 
     fn batch(elements: Vec<Element>) -> Batch {
         let mut transaction = Transaction::default();
-        transaction.push(Operation::AddTable("x".to_owned()));
+        transaction.push(Operation::AddTable { comment: "x".to_owned(), owned: true });
         transaction.push(Operation::AddElements { set: "s".to_owned(), elements: elements.into() });
         Batch::new(&transaction, u32::MAX - 1)
     }

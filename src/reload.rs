@@ -1,5 +1,7 @@
 //! What the daemon does when it is to go on by another configuration: all of it at once, and nothing is lost.
 
+use ipnet::IpNet;
+
 use crate::config::Config;
 use crate::control::{Failed, Response, failed};
 use crate::daemon::{Daemon, date_of, listeners, longest_findtime};
@@ -19,7 +21,9 @@ impl Daemon {
         };
         config.known.inherit(&self.config.known);
         let own = never::of_this_host(config.ban_local).unwrap_or_else(|_| self.own.clone());
-        let standing = match self.enforcer.install(config.layout(&own), Restore::Missing(Vec::new())).await {
+        let spared: Vec<IpNet> = own.iter().chain(&self.ignored).copied().collect();
+        let standing = match self.enforcer.install(config.layout(&spared), Restore::Missing(Vec::new())).await
+        {
             Ok(standing) => standing,
             Err(refusal) => return failed(Failed::Refused, refusal.to_string()),
         };

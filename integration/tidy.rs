@@ -42,7 +42,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "reload",
         &["daemon", "config", "control", "enforcer", "host", "model", "never", "sources", "tell", "yaml"],
     ),
-    ("spare", &["daemon", "enforcer", "model", "jail", "never"]),
+    ("spare", &["daemon", "config", "control", "enforcer", "model", "jail", "never", "nft", "status"]),
     (
         "answers",
         &["status", "model", "yaml", "jail", "tell", "engine", "config", "control", "host", "daemon"],
@@ -54,7 +54,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "cli",
         &[
             "matching", "replay", "model", "yaml", "acquire", "detect", "tell", "config", "control", "host",
-            "daemon", "trial",
+            "daemon", "never", "trial",
         ],
     ),
     ("main", &["cli"]),

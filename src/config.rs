@@ -29,7 +29,9 @@ pub struct Config {
     /// In order of their names; those with `enabled: false` are left out.
     pub jails: Vec<JailConfig>,
     /// Whom no jail bans, beside those whom this host cannot do without.
-    pub ignoreip: Vec<Entry>,
+    pub ignoreip: List,
+    /// Nor these, who only pass on what others send.
+    pub trusted_proxies: List,
     /// Hosts of this host's local networks are banned like all others.
     pub ban_local: bool,
     /// Nobody else may change our table.
@@ -57,6 +59,23 @@ pub struct JailConfig {
     pub ignoreip: Vec<Entry>,
 }
 
+/// Whom nobody bans, and where that is written: `FILE:LINE`.
+#[derive(Clone, Debug, Default)]
+pub struct List {
+    pub entries: Vec<Entry>,
+    pub at: String,
+}
+
+impl List {
+    fn new(key: Option<Spanned<Many<Entry>>>, at: Option<String>) -> List {
+        List { entries: entries(key), at: at.unwrap_or_default() }
+    }
+}
+
+fn entries(key: Option<Spanned<Many<Entry>>>) -> Vec<Entry> {
+    key.map_or_else(Vec::new, |key| key.value.0)
+}
+
 impl Config {
     /// Reads `place`, a file or a folder with `nftjail.yaml` and `nftjail.d/*.yaml`; without it [`CONFIG_DIR`].
     ///
@@ -75,13 +94,15 @@ impl Config {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let ignoreip: Vec<Entry> = sheet.defaults.ignoreip().cloned().collect();
+        let ignoreip = List::new(sheet.defaults.ignoreip.clone(), sheet.ignoreip_at.take());
+        let trusted_proxies = List::new(sheet.defaults.trusted_proxies.clone(), sheet.trusted_at.take());
         let is_set = |key: &Option<Spanned<bool>>| key.as_ref().is_some_and(|key| key.value);
         let (ban_local, owner) = (is_set(&sheet.defaults.ban_local), is_set(&sheet.defaults.owner));
         let mut jails = resolve(sheet, &library, services)?;
-        let known = Known::new(jails.iter().flat_map(|jail| &jail.ignoreip).chain(&ignoreip));
+        let own = jails.iter().flat_map(|jail| &jail.ignoreip);
+        let known = Known::new(own.chain(&ignoreip.entries).chain(&trusted_proxies.entries));
         jails.iter_mut().for_each(|jail| jail.terms.ignoreip = Allow::new(&known.nets(&jail.ignoreip)));
-        Ok(Config { jails, ignoreip, ban_local, owner, known, troubles: Vec::new(), files })
+        Ok(Config { jails, ignoreip, trusted_proxies, ban_local, owner, known, troubles: Vec::new(), files })
     }
 
     /// Goes without what this kernel does not have.
@@ -95,12 +116,24 @@ impl Config {
         }
     }
 
-    /// Whom no jail bans; `own` are those whom this host cannot do without.
-    pub fn never(&self, own: &[IpNet]) -> Allow {
-        Allow::new(self.known.nets(&self.ignoreip).iter().chain(own))
+    /// Whom no jail bans by what is written.
+    fn listed(&self) -> Vec<IpNet> {
+        [&self.ignoreip, &self.trusted_proxies]
+            .iter()
+            .flat_map(|list| self.known.nets(&list.entries))
+            .collect()
     }
 
-    /// What the kernel must hold; `own` are those whom this host cannot do without.
+    /// Whom no jail bans; `own` are those whom this host cannot do without, and those who were added by hand.
+    pub fn never(&self, own: &[IpNet]) -> Allow {
+        Allow::new(self.listed().iter().chain(own))
+    }
+
+    pub fn proxies(&self) -> Allow {
+        Allow::new(&self.known.nets(&self.trusted_proxies.entries))
+    }
+
+    /// What the kernel must hold; `own` as for [`Config::never`].
     pub fn layout(&self, own: &[IpNet]) -> Layout {
         let cells = self
             .jails
@@ -114,11 +147,10 @@ impl Config {
             })
             .collect();
         let loopback = ["127.0.0.0/8", "::1/128"].map(|net| net.parse().expect("a net"));
-        let listed = self.known.nets(&self.ignoreip).into_iter();
         Layout {
             cells,
             owned: self.owner,
-            never: listed.chain(own.iter().copied()).chain(loopback).collect(),
+            never: self.listed().into_iter().chain(own.iter().copied()).chain(loopback).collect(),
         }
     }
 }
@@ -207,7 +239,7 @@ fn resolve_jail(
     library: &Library,
     services: &Services,
 ) -> Result<JailConfig, String> {
-    let ignoreip = keys.ignoreip().cloned().collect();
+    let ignoreip = entries(keys.ignoreip);
     let rule_name = keys.rule.map_or_else(|| name.to_string(), |rule| rule.value);
     if !library.has(&rule_name) {
         let names: Vec<&str> = library.names().collect();

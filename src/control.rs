@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::model::{Bantime, JailName, Target};
-use crate::status::{BanStatus, Status};
+use crate::status::{BanStatus, IgnoredStatus, Status};
 
 /// Where the agent listens when nothing else is said.
 pub const SOCKET: &str = "/run/nftjail/control.sock";
@@ -55,6 +55,15 @@ pub enum Request {
         paused: bool,
     },
     Reload,
+    /// Somebody is never banned from now on. A wide network must be forced.
+    IgnoreAdd {
+        net: IpNet,
+        force: bool,
+    },
+    IgnoreRemove {
+        net: IpNet,
+    },
+    IgnoreList,
 }
 
 /// Whose bans are meant.
@@ -91,7 +100,7 @@ impl FromStr for Whom {
 
 impl Request {
     fn changes(&self) -> bool {
-        !matches!(self, Request::Status { .. } | Request::Bans { .. })
+        !matches!(self, Request::Status { .. } | Request::Bans { .. } | Request::IgnoreList)
     }
 }
 
@@ -100,6 +109,7 @@ impl Request {
 pub enum Response {
     Status(Status),
     Bans(Vec<BanStatus>),
+    Ignored(Vec<IgnoredStatus>),
     /// It is done, in words.
     Done(String),
     Failed {

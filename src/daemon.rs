@@ -1,6 +1,6 @@
 //! The loop: it waits for files, answers, questions, timers and signals, and hands each to who decides.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -79,13 +79,15 @@ pub struct Daemon {
     pub(crate) config: Config,
     /// Whom this host cannot do without.
     pub(crate) own: Vec<IpNet>,
+    /// Whom an administrator spares by hand.
+    pub(crate) ignored: BTreeSet<IpNet>,
     pub(crate) watch: never::Watch,
     pub(crate) zone: TimeZone,
     pub(crate) engine: Engine,
     pub(crate) enforcer: Enforcer,
     pub(crate) sources: Sources,
     cutter: Cutter,
-    state: Option<State>,
+    pub(crate) state: Option<State>,
     /// What the kernel took since the last save.
     taken: Vec<Change>,
     save_at: Option<Instant>,
@@ -137,12 +139,13 @@ impl Daemon {
         let mut watch = never::Watch::over(&config.known);
         watch.first_word(&mut config.known).await;
         let (state, saved, troubles) = open_state(&places.state);
-        let standing =
-            enforcer.install(config.layout(&own), Restore::AfterReboot(saved.bans)).await.map_err(refused)?;
+        let spared: Vec<IpNet> = own.iter().chain(&saved.ignored).copied().collect();
+        let layout = config.layout(&spared);
+        let standing = enforcer.install(layout, Restore::AfterReboot(saved.bans)).await.map_err(refused)?;
 
         let (logs, listeners) = listeners(&config);
         let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
-        let mut engine = Engine::new(terms, listeners, config.never(&own), host::secret());
+        let mut engine = Engine::new(terms, listeners, config.never(&spared), host::secret());
         saved.memories.into_iter().for_each(|memory| engine.restore_memory(memory));
         restore(&mut engine, standing);
         let zone = TimeZone::system();
@@ -157,6 +160,7 @@ impl Daemon {
             places: places.clone(),
             config,
             own,
+            ignored: saved.ignored,
             watch,
             zone,
             engine,
@@ -241,6 +245,9 @@ impl Daemon {
             self.schedule_save();
         }
         self.follow(out);
+        for source in self.engine.take_proxied() {
+            self.proxied(source).into_iter().for_each(|trouble| tracing::warn!("{trouble}"));
+        }
         read.more
     }
 
@@ -313,6 +320,11 @@ impl Daemon {
         due.map(|due| Instant::now() + due.since(now)).into_iter().chain(save_at).min()
     }
 
+    /// Saves as soon as a save may be.
+    pub(crate) fn save_soon(&mut self) {
+        self.save_at = Some(Instant::now());
+    }
+
     fn schedule_save(&mut self) {
         // Also where no state can be kept: what waits to be saved would only grow.
         self.save_at.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
@@ -325,6 +337,7 @@ impl Daemon {
             positions: self.sources.positions(),
             memories: self.engine.take_unsaved(),
             changes: std::mem::take(&mut self.taken),
+            ignored: self.ignored.clone(),
             stale_failures: now.minus(longest_findtime(&self.config)),
             stale_offenders: now.minus(longest_memory(&self.config)),
             now,

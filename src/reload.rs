@@ -1,5 +1,7 @@
 //! What the daemon does when it is to go on by another configuration: all of it at once, and nothing is lost.
 
+use ipnet::IpNet;
+
 use crate::config::Config;
 use crate::control::{Failed, Response, failed};
 use crate::daemon::{Daemon, date_of, listeners, longest_findtime};
@@ -20,8 +22,9 @@ impl Daemon {
         config.heed(self.can_own);
         config.known.inherit(&self.config.known);
         let own = never::of_this_host(config.ban_local).unwrap_or_else(|_| self.own.clone());
+        let spared: Vec<IpNet> = own.iter().chain(&self.ignored).copied().collect();
         let believed = Restore::Lost(self.believed());
-        if let Err(refusal) = self.enforcer.install(config.layout(&own), believed).await {
+        if let Err(refusal) = self.enforcer.install(config.layout(&spared), believed).await {
             return failed(Failed::Refused, refusal.to_string());
         }
         let (before, _) = listeners(&self.config);

@@ -2,7 +2,10 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{Hook, Span, Timestamp};
-use crate::status::{BanStatus, JailStatus, Repairs, Replayed, SourceStatus, Status};
+use crate::status::{BanStatus, IgnoredStatus, JailStatus, Repairs, Replayed, SourceStatus, Status, brief};
+
+/// So many of those who are spared by hand are named in the status.
+const IGNORED_SHOWN: usize = 10;
 
 /// The whole status: one line that says how things stand, then jails, then sources.
 pub fn status(status: &Status) -> String {
@@ -13,6 +16,14 @@ pub fn status(status: &Status) -> String {
     if let Repairs { total, last: Some(last), by: Some(by) } = &status.repairs {
         let age = Span(status.now.since(*last));
         text += &format!("  our table was put back {total} times, last {age} ago after a change by {by}\n");
+    }
+    if !status.ignored.is_empty() {
+        let shown: Vec<String> = status.ignored.iter().take(IGNORED_SHOWN).map(brief).collect();
+        let more = match status.ignored.len() - shown.len() {
+            0 => String::new(),
+            more => format!(" and {more} more (nftjail ignore list)"),
+        };
+        text += &format!("  never banned, by hand: {}{more}\n", shown.join(", "));
     }
     for jail in status.jails.iter().filter(|jail| jail.forgotten_total > 0) {
         text += &format!(
@@ -100,6 +111,16 @@ pub fn bans(bans: &[BanStatus], now: Timestamp) -> String {
     columns(&rows)
 }
 
+/// Who is never banned, and who says so.
+pub fn ignored(ignored: &[IgnoredStatus]) -> String {
+    let mut rows = vec![row(&["NEVER BANNED", "JAIL", "FROM"])];
+    rows.extend(ignored.iter().map(|who| {
+        let jail = who.jail.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
+        vec![brief(&who.net), jail, who.from.clone()]
+    }));
+    columns(&rows)
+}
+
 /// Who would have been banned, and who nearly.
 pub fn replayed(replayed: &Replayed) -> String {
     let mut rows = vec![row(&["JAIL", "WOULD BE BANNED", "AT", "FOR"])];
@@ -178,6 +199,7 @@ mod tests {
                 behind: 0,
                 last_line: Some(Timestamp::from_millis(57_000)),
             }],
+            ignored: Vec::new(),
             troubles: Vec::new(),
         }
     }
@@ -202,6 +224,30 @@ SOURCE             STATE      LINES  LAST LINE
         assert_eq!(hooks(&jail), "");
         jail.hooks = vec![Hook::Input, Hook::Forward];
         assert_eq!(hooks(&jail), " at input, forward");
+    }
+
+    #[test]
+    fn who_is_spared_by_hand_is_named() {
+        let mut status = sample();
+        status.ignored = (1..13)
+            .map(|n| format!("192.0.2.{n}/32").parse().unwrap())
+            .chain(["2001:db8::/32".parse().unwrap()])
+            .collect();
+        let text = super::status(&status);
+        assert!(text.contains("\n  never banned, by hand: 192.0.2.1, 192.0.2.2, "), "{text}");
+        assert!(text.contains(", 192.0.2.10 and 3 more (nftjail ignore list)\n"), "{text}");
+        let jail = Some("sshd".parse().unwrap());
+        let list = [(None, "hand"), (jail, "ignoreip (a.yaml:3)")].map(|(jail, from)| IgnoredStatus {
+            net: "192.0.2.0/24".parse().unwrap(),
+            jail,
+            from: from.to_owned(),
+        });
+        let wanted = "\
+NEVER BANNED  JAIL  FROM
+192.0.2.0/24  all   hand
+192.0.2.0/24  sshd  ignoreip (a.yaml:3)
+";
+        assert_eq!(ignored(&list), wanted);
     }
 
     #[test]

@@ -233,7 +233,7 @@ fn jail_status(jail: &Jail, config: &JailConfig) -> JailStatus {
         failed_total: jail.failed_total(),
         banned: jail.bans().len(),
         banned_total: jail.banned_total(),
-        forgotten_total: jail.window().forgotten(),
+        forgotten_total: jail.forgotten_total(),
         dropped: None,
         sources: config.logpath.iter().map(ToString::to_string).collect(),
     }

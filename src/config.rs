@@ -239,6 +239,7 @@ fn resolve_jail(
     library: &Library,
     services: &Services,
 ) -> Result<JailConfig, String> {
+    let (friend_for, user_addrs) = (keys.friend_for(), keys.user_addrs());
     let ignoreip = entries(keys.ignoreip);
     let rule_name = keys.rule.map_or_else(|| name.to_string(), |rule| rule.value);
     if !library.has(&rule_name) {
@@ -250,6 +251,12 @@ fn resolve_jail(
     let rule = library
         .compile(&rule_name, Some(&mode).filter(|mode| *mode != NORMAL).map(String::as_str))
         .map_err(|bad| bad.to_string())?;
+    if keys.distinct.is_some() && !rule.names_paths() {
+        return Err(format!(
+            "no pattern of the rule {rule_name} says which path was asked for, so distinct: path would count nothing \
+             as one: leave it out, or write a rule with <PATH>"
+        ));
+    }
     // A jail recidive that names no log hears the bans of the other jails themselves.
     let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none();
     let logpath = match keys.logpath {
@@ -271,6 +278,9 @@ fn resolve_jail(
         findtime: findtime.map_or(TEN_MINUTES, |span| span.0.0),
         bantime: bantime.map_or(Bantime::For(TEN_MINUTES), |time| time.0),
         increment,
+        distinct: keys.distinct.is_some(),
+        user_addrs,
+        friend_for,
         ignoreip: Allow::default(),
         hears_bans,
     };
@@ -320,6 +330,52 @@ mod tests {
         assert_eq!(blocks("jails: {sshd: {port: 22, block: reject}}"), [Block::Reject]);
         let jails = "jails: {dovecot: {port: 993, block: drop}, sshd: {port: 22}}";
         assert_eq!(blocks(&format!("defaults: {{block: reject}}\n{jails}")), [Block::Drop, Block::Reject]);
+    }
+
+    #[test]
+    fn a_jail_counts_as_it_is_told() {
+        let terms =
+            |keys: &str| load(&format!("jails: {{nginx-scan: {{{keys}}}}}")).unwrap().jails.remove(0).terms;
+        let day = Duration::from_secs(86_400);
+        let plain = terms("port: 80");
+        assert_eq!((plain.distinct, plain.user_addrs, plain.friend_for), (false, None, Some(day)));
+        let told = terms("distinct: path, count_by: [addr, user], friend_for: never");
+        assert_eq!((told.distinct, told.user_addrs, told.friend_for), (true, Some(8), None));
+        let told = terms("count_by: [addr, user], user_addrs: 3, friend_for: 2d");
+        assert_eq!((told.user_addrs, told.friend_for), (Some(3), Some(2 * day)));
+        assert_eq!(terms("count_by: addr, user_addrs: 3").user_addrs, None);
+    }
+
+    #[test]
+    fn what_cannot_be_counted_is_pointed_at() {
+        for (text, line, column, message) in [
+            (
+                "jails:\n  sshd:\n    distinct: path\n",
+                3,
+                5,
+                "no pattern of the rule sshd says which path was asked for, so distinct: path would count nothing as \
+                 one: leave it out, or write a rule with <PATH>",
+            ),
+            ("defaults: {distinct: path}\n", 1, 22, "this belongs to a jail, not to defaults"),
+            ("jails: {sshd: {distinct: paht}}\n", 1, 26, "unknown word \"paht\": did you mean path?"),
+            (
+                "defaults: {count_by: [user]}\n",
+                1,
+                22,
+                "addresses are what is banned: write [addr, user] to count users as well",
+            ),
+            ("defaults: {count_by: [addr, usr]}\n", 1, 29, "unknown word \"usr\": did you mean user?"),
+            ("defaults: {user_addrs: 65}\n", 1, 24, "this must be from 1 to 64"),
+            (
+                "defaults: {friend_for: 0}\n",
+                1,
+                24,
+                "\"0\" is not a length of time: write 90s, 10m, 1h30m, 2d or 1w, or never",
+            ),
+        ] {
+            let fault = load(text).unwrap_err().remove(0);
+            assert_eq!((fault.line, fault.column, fault.message.as_str()), (line, column, message));
+        }
     }
 
     #[test]

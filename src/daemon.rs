@@ -340,6 +340,7 @@ impl Daemon {
             ignored: self.ignored.clone(),
             stale_failures: now.minus(longest_findtime(&self.config)),
             stale_offenders: now.minus(longest_memory(&self.config)),
+            stale_friends: now.minus(longest_friendship(&self.config)),
             now,
         }
     }
@@ -441,6 +442,10 @@ pub(crate) fn date_of(zone: &TimeZone) -> DateOf {
 
 pub(crate) fn longest_findtime(config: &Config) -> Duration {
     config.jails.iter().map(|jail| jail.terms.findtime).max().unwrap_or_default()
+}
+
+fn longest_friendship(config: &Config) -> Duration {
+    config.jails.iter().filter_map(|jail| jail.terms.friend_for).max().unwrap_or_default()
 }
 
 /// How long it takes at most until the bans of an offender are all forgotten.

@@ -2,13 +2,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
 use crate::jail::allow::{Allow, is_internal, is_unbannable};
 use crate::jail::{Jail, Terms, Verdict};
-use crate::model::{Ban, Change, Event, Failure, JailName, Memory, Target, Timestamp};
+use crate::model::{Ban, Change, Event, Failure, JailName, Mark, Memory, Target, Timestamp};
 
 /// Which jails listen to one source, and with which rules.
 pub struct Listener {
@@ -33,7 +34,7 @@ pub struct Engine {
     /// Whose failures or bans changed since they were last saved.
     unsaved: BTreeSet<(JailName, Target)>,
     paused: BTreeSet<JailName>,
-    /// A number that nobody outside knows, for what is left to chance.
+    /// A number that nobody outside knows, for what is left to chance and for marks.
     secret: u64,
 }
 
@@ -175,29 +176,51 @@ impl Engine {
         now: Timestamp,
         out: &mut Outcome,
     ) {
-        let mut failures = Vec::new();
+        let mut heard = Vec::new();
         let Source { detector, jails, .. } = &mut self.sources[source];
-        detector.detect(text, clock, |rule, detected| {
-            let Detected::Failure(finding) = detected else { return };
-            let Finding { addr, at, weight, bantime, .. } = finding;
-            failures.push((jails[rule], Failure { addr, at: at.min(now), weight, bantime }));
-        });
-        for (jail, failure) in failures {
-            if !self.is_paused(&self.jails[jail].terms().name) {
-                let counted = self.judge(jail, &failure, now, out);
-                let passes_on = self.proxies.covers(failure.addr) || is_internal(failure.addr);
-                let proxied = &mut self.sources[source].proxied;
-                proxied.row = if counted || !passes_on { 0 } else { proxied.row.saturating_add(1) };
-                proxied.last = Some(failure.addr);
+        detector.detect(text, clock, |rule, detected| heard.push((jails[rule], detected)));
+        for (jail, detected) in heard {
+            if self.is_paused(&self.jails[jail].terms().name) {
+                continue;
             }
+            match detected {
+                Detected::Failure(finding) => {
+                    let counted = self.judge(jail, &self.failure(&finding, now), finding.user, now, out);
+                    let passes_on = self.proxies.covers(finding.addr) || is_internal(finding.addr);
+                    let proxied = &mut self.sources[source].proxied;
+                    proxied.row = if counted || !passes_on { 0 } else { proxied.row.saturating_add(1) };
+                    proxied.last = Some(finding.addr);
+                }
+                Detected::Success(finding) => {
+                    let Failure { addr, at, user, .. } = self.failure(&finding, now);
+                    let jail = &mut self.jails[jail];
+                    if jail.handle_success(addr, user, at, &self.never) {
+                        self.unsaved.insert((jail.terms().name.clone(), Target::of(addr)));
+                    }
+                }
+                Detected::Noted { .. } => {}
+            }
+        }
+    }
+
+    /// A finding as a jail takes it: not of the future, and without text.
+    fn failure(&self, finding: &Finding, now: Timestamp) -> Failure {
+        let Finding { addr, at, user, weight, bantime, path, .. } = finding;
+        Failure {
+            addr: *addr,
+            at: now.min(*at),
+            weight: *weight,
+            bantime: *bantime,
+            user: user.as_ref().map(|user| mark(self.secret, user.as_bytes())),
+            path: path.as_ref().map(|path| mark(self.secret, path)),
         }
     }
 
     /// Counts a failure that no log showed, as if one had.
     pub fn handle_attempt(&mut self, jail: &JailName, addr: IpAddr, now: Timestamp, out: &mut Outcome) {
-        let failure = Failure { addr: addr.to_canonical(), at: now, weight: 1, bantime: None };
+        let failure = anonymous(addr.to_canonical(), now);
         if let Some(index) = self.jails.iter().position(|held| held.terms().name == *jail) {
-            self.judge(index, &failure, now, out);
+            self.judge(index, &failure, None, now, out);
         }
     }
 
@@ -230,12 +253,11 @@ impl Engine {
         });
         let Change::Ban(ban) = change else { return };
         if new && !self.jails[index].terms().hears_bans {
-            let failure =
-                Failure { addr: ban.target.network(), at: ban.at.min(now), weight: 1, bantime: None };
+            let failure = anonymous(ban.target.network(), ban.at.min(now));
             for listener in 0..self.jails.len() {
                 let terms = self.jails[listener].terms();
                 if terms.hears_bans && !self.is_paused(&terms.name) {
-                    self.judge(listener, &failure, now, out);
+                    self.judge(listener, &failure, None, now, out);
                 }
             }
         }
@@ -269,11 +291,9 @@ impl Engine {
     }
 
     /// What was saved of a target counts on.
-    pub fn restore_memory(&mut self, (jail, target, times, offender): Memory) {
-        let Some(jail) = self.jails.iter_mut().find(|held| held.terms().name == jail) else { return };
-        jail.window_mut().restore(target, times);
-        if let Some((count, last)) = offender {
-            jail.restore_offender(target, count, last);
+    pub fn restore_memory(&mut self, memory: Memory) {
+        if let Some(jail) = self.jails.iter_mut().find(|held| held.terms().name == memory.jail) {
+            jail.restore_memory(memory);
         }
     }
 
@@ -316,37 +336,44 @@ impl Engine {
     /// What changed since the last call, as it is now.
     pub fn take_unsaved(&mut self) -> Vec<Memory> {
         let unsaved = std::mem::take(&mut self.unsaved);
-        let memory = |(name, target): (JailName, Target)| {
-            let jail = self.jail(&name);
-            let times = jail.map_or(&[][..], |jail| jail.window().times(target)).to_vec();
-            let offender = jail.and_then(|jail| jail.offender(target));
-            (name, target, times, offender)
-        };
-        unsaved.into_iter().map(memory).collect()
+        let memory = |(name, target): (JailName, Target)| Some(self.jail(&name)?.memory(target));
+        unsaved.into_iter().filter_map(memory).collect()
     }
 
-    /// False where the address may not be banned, and nothing was counted.
-    fn judge(&mut self, index: usize, failure: &Failure, now: Timestamp, out: &mut Outcome) -> bool {
+    /// `user` is who the failure was as, where it is known. False where the address may not be banned, and nothing was
+    /// counted.
+    fn judge(
+        &mut self,
+        index: usize,
+        failure: &Failure,
+        user: Option<String>,
+        now: Timestamp,
+        out: &mut Outcome,
+    ) -> bool {
         let target = Target::of(failure.addr);
         let elsewhere = self.banned_elsewhere(index, target, failure.at);
         let chance = chance(self.secret, target, failure.at);
         let jail = &mut self.jails[index];
         let name = jail.terms().name.clone();
-        let (addr, at, maxretry) = (failure.addr, failure.at, jail.terms().maxretry);
+        let (addr, at, maxretry) = (failure.addr, failure.at, jail.maxretry(failure));
         let verdict = jail.handle_failure(failure, &self.never, elsewhere, chance);
         if verdict != Verdict::Ignored {
             self.unsaved.insert((name.clone(), target));
         }
-        let (count, ban) = match verdict {
+        let (count, ban, series) = match verdict {
             Verdict::Ignored => {
                 out.events.push(Event::Ignored { jail: name, addr });
                 return false;
             }
-            Verdict::Counted(count) => (count, None),
-            Verdict::Standing => (maxretry, None),
-            Verdict::Ban(ban) => (maxretry, Some(ban)),
+            Verdict::Counted(count) => (count, None, None),
+            Verdict::Standing => (maxretry, None, None),
+            Verdict::Ban(ban) => (maxretry, Some(ban), None),
+            Verdict::Series(ban, addrs) => (maxretry, Some(ban), user.map(|user| (user, addrs))),
         };
-        out.events.push(Event::Failed { jail: name, addr, at, count, maxretry });
+        out.events.push(Event::Failed { jail: name.clone(), addr, at, count, maxretry });
+        if let Some((user, addrs)) = series {
+            out.events.push(Event::Series { jail: name, addr, user, addrs });
+        }
         match ban {
             Some(ban) if ban.end().is_some_and(|end| end <= now) => {
                 jail.handle_refused(&Change::Ban(ban.clone()));
@@ -367,6 +394,19 @@ impl Engine {
         let others = self.jails.iter().enumerate().filter(|(other, _)| *other != index);
         others.map(|(_, jail)| jail.earlier_bans(target, at)).sum()
     }
+}
+
+/// A failure of which only the address is known.
+fn anonymous(addr: IpAddr, at: Timestamp) -> Failure {
+    Failure { addr, at, weight: 1, bantime: None, user: None, path: None }
+}
+
+/// Whoever does not know the secret finds no two texts with the same mark.
+fn mark(secret: u64, text: &[u8]) -> Mark {
+    let mut hasher = DefaultHasher::new();
+    hasher.write_u64(secret);
+    hasher.write(text);
+    Mark::new(hasher.finish()).unwrap_or(Mark::MIN)
 }
 
 /// A number that looks random to whoever does not know the secret (SplitMix64's finaliser over all three).

@@ -49,7 +49,7 @@ pub fn run(
 
 struct Replay {
     result: Replayed,
-    /// The most failures at once of each target, and how many ban.
+    /// The most failures at once of each target, and how many banned then.
     peaks: BTreeMap<(JailName, Target), (u32, u32)>,
 }
 
@@ -67,8 +67,8 @@ impl Replay {
             match event {
                 Event::Failed { jail, addr, count, maxretry, .. } => {
                     self.result.failures += 1;
-                    let peak = self.peaks.entry((jail, Target::of(addr))).or_insert((0, maxretry));
-                    peak.0 = peak.0.max(count);
+                    let peak = self.peaks.entry((jail, Target::of(addr))).or_default();
+                    *peak = (*peak).max((count, maxretry));
                 }
                 Event::Banned { ban } | Event::Extended { ban } => {
                     let ends = ban.end();

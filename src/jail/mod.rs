@@ -177,7 +177,7 @@ impl Jail {
             return false;
         }
         let target = Target::of(addr);
-        if let Some(user) = user.filter(|_| !self.terms.distinct) {
+        if let Some(user) = user {
             self.window.forgive(target, user, at);
         }
         if self.terms.friend_for.is_some() {

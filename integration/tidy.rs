@@ -31,9 +31,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "daemon",
         &[
             "acquire", "model", "yaml", "detect", "jail", "nft", "tell", "bell", "engine", "enforcer",
-            "sources", "state", "config", "control", "host", "answers", "never", "spare", "repair",
+            "sources", "state", "config", "control", "host", "answers", "never", "spare", "repair", "audit",
         ],
     ),
+    ("audit", &["daemon", "enforcer", "host", "jail", "model", "nft"]),
     ("repair", &["control", "daemon", "enforcer", "engine", "host", "jail", "model", "nft", "status"]),
     ("spare", &["daemon", "enforcer", "model", "jail", "never"]),
     (

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::acquire::place::Place;
+use crate::audit::Audit;
 use crate::bell::Bell;
 use crate::config::Config;
 use crate::control::{self, Asked, Failed, Response, failed};
@@ -96,6 +97,7 @@ pub struct Daemon {
     pub(crate) waiting: HashMap<u64, Waiting>,
     pub(crate) troubles: Vec<String>,
     pub(crate) repairs: Repairs,
+    pub(crate) audit: Audit,
     pub(crate) started: Timestamp,
 }
 
@@ -165,6 +167,7 @@ impl Daemon {
             waiting: HashMap::new(),
             troubles,
             repairs: Repairs::default(),
+            audit: Audit::default(),
             started: host::now(),
         };
         tracing::info!("{}", tell::screen::truth(&daemon.status(None)));
@@ -202,6 +205,7 @@ impl Daemon {
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
                 () = tokio::task::yield_now(), if more => {}
             }
+            self.audit().await;
             self.repair().await;
             self.handle_time();
         }
@@ -292,7 +296,8 @@ impl Daemon {
         let now = host::now();
         let due = [self.engine.poll_timeout(), self.sources.poll_timeout(now)].into_iter().flatten().min();
         let save_at = self.save_at.filter(|_| self.pending == 0);
-        let due = [due, self.repairs.poll_timeout()].into_iter().flatten().min();
+        let audit_at = self.audit.poll_timeout().filter(|_| self.pending == 0);
+        let due = [due, self.repairs.poll_timeout(), audit_at].into_iter().flatten().min();
         due.map(|due| Instant::now() + due.since(now)).into_iter().chain(save_at).min()
     }
 

@@ -4,6 +4,7 @@
 
 pub mod acquire;
 pub mod answers;
+pub mod audit;
 pub mod bell;
 pub mod cli;
 pub mod config;

@@ -236,7 +236,10 @@ impl Netlink {
                 chain.rules.push(rule);
             }
         })?;
-        self.ask(NFT_MSG_GETSET, true, name, |body| table.sets.extend(reply::set(body)))?;
+        self.ask(NFT_MSG_GETSET, true, name, |body| {
+            table.sets.extend(reply::set(body));
+            table.counts.extend(reply::set_count(body));
+        })?;
         self.ask(NFT_MSG_GETOBJ, true, name, |body| match reply::object(body) {
             Some(Ok(counter)) => table.counters.push(counter),
             Some(Err(foreign)) => table.foreign.push(foreign),

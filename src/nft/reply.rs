@@ -142,6 +142,12 @@ pub fn set(body: &[u8]) -> Option<Set> {
     })
 }
 
+/// How many elements a set holds, where the kernel tells it: those that ended count until they are collected.
+pub fn set_count(body: &[u8]) -> Option<(String, u32)> {
+    ours(body)?;
+    Some((find_text(body, NFTA_SET_NAME)?, find_be32(body, NFTA_SET_COUNT)?))
+}
+
 /// A counter, or the name and number of an object of another kind.
 pub fn object(body: &[u8]) -> Option<Result<Counter, String>> {
     ours(body)?;
@@ -270,7 +276,7 @@ mod tests {
     fn read_all(body: &[u8]) {
         let set = interval_set();
         let _ = (generation(body), table(body), chain(body), rule(body), object(body), flow_table(body));
-        let _ = (super::set(body), elements(&set, marks(body)));
+        let _ = (super::set(body), set_count(body), elements(&set, marks(body)));
     }
 
     #[test]

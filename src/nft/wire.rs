@@ -47,6 +47,7 @@ pub const NFTA_SET_KEY_LEN: u16 = 5;
 pub const NFTA_SET_DESC: u16 = 9;
 pub const NFTA_SET_DESC_SIZE: u16 = 1;
 pub const NFTA_SET_USERDATA: u16 = 13;
+pub const NFTA_SET_COUNT: u16 = 20;
 pub const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 pub const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 pub const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;

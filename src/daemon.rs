@@ -99,6 +99,8 @@ pub struct Daemon {
     pub(crate) repairs: Repairs,
     pub(crate) audit: Audit,
     pub(crate) started: Timestamp,
+    /// When the configuration was read.
+    pub(crate) loaded: Timestamp,
 }
 
 /// A question that waits for the kernel.
@@ -123,6 +125,7 @@ struct Wakers {
 
 impl Daemon {
     async fn start(places: &Places) -> Result<(Daemon, Wakers, JoinHandle<()>), Stopped> {
+        let loaded = host::now();
         let mut config =
             Config::load(places.config.as_deref(), &Services::of_this_host()).map_err(bad_configuration)?;
         let listener = control::listen(&places.socket).map_err(Stopped::Failed)?;
@@ -169,6 +172,7 @@ impl Daemon {
             repairs: Repairs::default(),
             audit: Audit::default(),
             started: host::now(),
+            loaded,
         };
         tracing::info!("{}", tell::screen::truth(&daemon.status(None)));
         Ok((daemon, wakers, thread))
@@ -257,6 +261,7 @@ impl Daemon {
         if done.lost {
             return self.handle_lost(done).await;
         }
+        let done = Done { taken: self.engine.without_probes(done.taken), ..done };
         let now = host::now();
         let mut out = Outcome::default();
         for change in &done.taken {
@@ -321,6 +326,7 @@ impl Daemon {
 
     /// Reads the configuration again and goes on by it, or by the old one where it is not in order.
     pub(crate) async fn reload(&mut self) -> Response {
+        let loaded = host::now();
         let mut config = match Config::load(self.places.config.as_deref(), &Services::of_this_host()) {
             Ok(config) => config,
             Err(faults) => return failed(Failed::BadConfiguration, yaml::told(&faults)),
@@ -341,7 +347,7 @@ impl Daemon {
         }
         self.own = own;
         self.watch = never::Watch::over(&config.known);
-        self.config = config;
+        (self.config, self.loaded) = (config, loaded);
         self.spare();
         let truth = tell::screen::truth(&self.status(None));
         tracing::info!("reloaded: {truth}");

@@ -1,5 +1,6 @@
 //! What the kernel makes of us: real netlink in network namespaces that each test makes, with `nft -j` as the judge.
 
+mod doctor;
 mod documents;
 mod netns;
 mod never;
@@ -9,3 +10,4 @@ mod refuses;
 mod rejects;
 mod repairs;
 mod scene;
+mod selftest;

@@ -28,8 +28,8 @@ pub enum Reply<'a> {
     Error { sequence: u32, errno: i32, offset: Option<u32> },
     /// The dump is complete.
     Done { sequence: u32, errno: i32 },
-    /// One object; `interrupted` says that the ruleset changed under the dump.
-    Object { sequence: u32, body: &'a [u8], interrupted: bool },
+    /// One object of a protocol family; `interrupted` says that the ruleset changed under the dump.
+    Object { sequence: u32, family: u8, body: &'a [u8], interrupted: bool },
 }
 
 impl Reply<'_> {
@@ -52,10 +52,8 @@ pub fn replies(bytes: &[u8]) -> impl Iterator<Item = Reply<'_>> {
             NLMSG_DONE => Some(Reply::Done { sequence, errno }),
             kind if kind >> 8 == NFNL_SUBSYS_NFTABLES => {
                 let interrupted = flags & NLM_F_DUMP_INTR != 0;
-                let inet = payload
-                    .first()
-                    .is_some_and(|family| *family == NFPROTO_INET || kind as u8 == NFT_MSG_NEWGEN as u8);
-                inet.then_some(Reply::Object { sequence, body: message.body(), interrupted })
+                let family = *payload.first()?;
+                Some(Reply::Object { sequence, family, body: message.body(), interrupted })
             }
             _ => None,
         }

@@ -43,6 +43,33 @@ impl Table {
         self.counters.iter().find(|counter| counter.name == name)
     }
 
+    /// Why packets from whom a jail bans would not be dropped; none where the kernel calls a chain that leads to
+    /// rules that drop them, and nothing in it is not ours.
+    pub fn gap(&self, jail: &JailName) -> Option<String> {
+        let ours = |chain: &&Chain| !chain.rules.iter().any(|rule| matches!(rule, Rule::Foreign(_)));
+        for suffix in ["v4", "v6"] {
+            let wanted = format!("{jail}_{suffix}");
+            if self.set(&wanted).is_none() {
+                return Some(format!("there is no set {wanted}"));
+            }
+            let drops = |rule: &Rule| matches!(rule, Rule::Drop { set, .. } if *set == wanted);
+            let Some(chain) = self.chains.iter().filter(ours).find(|chain| chain.rules.iter().any(drops))
+            else {
+                return Some(format!("no rule drops what is in the set {wanted}"));
+            };
+            let has_ports = |rule: &Rule| match rule {
+                Rule::JumpPorts { ports, .. } => self.set(ports).is_some_and(|set| !set.elements.is_empty()),
+                _ => true,
+            };
+            let leads = |rule: &Rule| rule.target() == Some(&chain.name) && has_ports(rule);
+            let called = |chain: &Chain| !matches!(chain.hook, Hook::None | Hook::Foreign);
+            if !self.chains.iter().filter(ours).any(|gate| called(gate) && gate.rules.iter().any(leads)) {
+                return Some(format!("no chain that the kernel calls leads to the chain {}", chain.name));
+            }
+        }
+        None
+    }
+
     /// The bans that the table's elements are, of jails whose sets are named as ours.
     pub fn standing(&self) -> impl Iterator<Item = Standing> {
         self.sets.iter().flat_map(|set| {
@@ -264,5 +291,35 @@ mod tests {
         assert_eq!(element(600_000, 0), (600_000, 1));
         assert_eq!(element(600_000, 600_001), (600_000, 600_000));
         assert_eq!(element(u64::MAX, u64::MAX), (TIMEOUT_MAX.as_millis(), TIMEOUT_MAX.as_millis()));
+    }
+    #[test]
+    fn a_table_that_lets_pass_is_told_from_one_that_drops() {
+        let jail: JailName = "sshd".parse().unwrap();
+        let ports = crate::model::Ports::Some([(crate::model::Protocol::Tcp, 22)].into());
+        let block = crate::model::Block::Reject;
+        let cell = crate::model::Cell { jail: jail.clone(), ports, block, capacity: 10 };
+        let whole = crate::nft::plan::wanted(&crate::model::Layout { cells: vec![cell], never: Vec::new() });
+        assert_eq!(whole.gap(&jail), None);
+        let without = |change: &dyn Fn(&mut Table)| {
+            let mut table = whole.clone();
+            change(&mut table);
+            table.gap(&jail).unwrap_or_default()
+        };
+        assert_eq!(
+            without(&|table| table.sets.retain(|set| set.name != "sshd_v6")),
+            "there is no set sshd_v6"
+        );
+        let no_rule = "no rule drops what is in the set sshd_v4";
+        assert_eq!(without(&|table| table.chains[1].rules.clear()), no_rule);
+        assert_eq!(without(&|table| table.chains[1].rules.insert(0, Rule::Foreign("x".to_owned()))), no_rule);
+        let uncalled = "no chain that the kernel calls leads to the chain jail_sshd";
+        assert_eq!(without(&|table| table.chains[0].rules.clear()), uncalled);
+        assert_eq!(without(&|table| table.chains[0].rules.push(Rule::Foreign("x".to_owned()))), uncalled);
+        assert_eq!(without(&|table| table.chains[0].hook = Hook::None), uncalled);
+        let no_ports = |table: &mut Table| {
+            let ports = table.sets.iter_mut().filter(|set| set.name == "sshd_ports");
+            ports.for_each(|set| set.elements.clear());
+        };
+        assert_eq!(without(&no_ports), uncalled);
     }
 }

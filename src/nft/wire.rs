@@ -11,6 +11,7 @@ use super::transaction::{Operation, Transaction};
 // Numbers of include/uapi/linux/netlink.h, netfilter/nfnetlink.h and netfilter/nf_tables.h.
 pub const NLM_F_REQUEST: u16 = 1;
 pub const NLM_F_DUMP: u16 = 0x300;
+pub const NFPROTO_UNSPEC: u8 = 0;
 pub const NFPROTO_INET: u8 = 1;
 pub const NFNL_SUBSYS_NFTABLES: u16 = 10;
 pub const NFT_MSG_NEWTABLE: u16 = 0;
@@ -150,10 +151,15 @@ impl Batch {
 }
 
 /// A request for one thing, or a dump of all of that kind.
-pub fn request(kind: u16, dump: bool, sequence: u32, body: impl FnOnce(&mut Writer)) -> Vec<u8> {
+pub fn request(
+    (family, kind): (u8, u16),
+    dump: bool,
+    sequence: u32,
+    body: impl FnOnce(&mut Writer),
+) -> Vec<u8> {
     let mut writer = Writer::default();
     let flags = if dump { NLM_F_REQUEST | NLM_F_DUMP } else { NLM_F_REQUEST };
-    writer.message(head(kind, flags, sequence), body);
+    writer.message(Head { family, ..head(kind, flags, sequence) }, body);
     writer.into_bytes()
 }
 

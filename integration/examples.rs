@@ -36,6 +36,7 @@ fn the_full_example_shows_the_defaults_as_they_are() {
     assert_eq!(full.terms.findtime, minimal.terms.findtime);
     assert_eq!(full.terms.bantime, minimal.terms.bantime);
     assert_eq!(full.block, minimal.block);
+    assert_eq!(full.hooks, minimal.hooks);
     assert_eq!(full.capacity, minimal.capacity);
     assert_eq!(full.mode, minimal.mode);
 }

@@ -250,6 +250,28 @@ fn a_day_of_recidive() {
     assert_eq!(drops(&world, ATTACKER), []);
 }
 
+/// What a reload finds in the kernel may be a ban whose answer is still on its way.
+#[test]
+fn a_reload_between_a_ban_and_its_answer_hides_it_from_nobody() {
+    const ATTACKER: &str = "203.0.113.7";
+    let hour = seconds(3_600);
+    let mut world = World::new(&[law("sshd", 1, hour, hour), law("recidive", 1, hour, 2 * hour)], 1_000);
+    world.fail("sshd", ATTACKER, Attempt::Bad, 0);
+    world.turn(1);
+    let found = Ban {
+        jail: "sshd".parse().unwrap(),
+        target: target(ATTACKER),
+        at: world.now(),
+        bantime: Bantime::For(hour),
+    };
+    world.engine.restore(found);
+    world.settle();
+    world.check();
+    let held = [("recidive".to_owned(), 120), ("sshd".to_owned(), 60)];
+    assert_eq!(drops(&world, ATTACKER), held);
+    assert_eq!(world.engine.jail(&"sshd".parse().unwrap()).unwrap().banned_total(), 1);
+}
+
 #[test]
 fn a_flood_of_addresses_meets_a_bound() {
     let mut world = World::new(&[law("sshd", 3, seconds(600), seconds(600))], 10);

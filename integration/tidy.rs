@@ -6,16 +6,18 @@ use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms it may import. A stage imports the nouns and nothing else.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
-    ("model", &[]),
+    ("time", &[]),
+    ("model", &["time"]),
     ("status", &["model"]),
     ("yaml", &[]),
-    ("rtnetlink", &[]),
+    ("netlink", &[]),
+    ("sockets", &["model", "netlink"]),
     ("acquire", &["model"]),
     ("detect", &["model", "yaml"]),
     ("jail", &["model"]),
     ("nft", &["model"]),
     ("tell", &["model", "status"]),
-    ("host", &["model", "rtnetlink"]),
+    ("host", &["model", "netlink"]),
     ("bell", &[]),
     ("engine", &["model", "detect", "jail"]),
     ("enforcer", &["model", "nft"]),
@@ -26,12 +28,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheet", &["acquire", "model", "yaml", "host", "detect", "jail", "never", "ports"]),
     ("config", &["acquire", "model", "yaml", "host", "detect", "jail", "never", "ports", "sheet"]),
     ("control", &["status", "model"]),
-    ("lab", &["model", "rtnetlink"]),
+    ("lab", &["model", "netlink"]),
     (
         "daemon",
         &[
             "acquire", "model", "yaml", "detect", "jail", "nft", "tell", "bell", "engine", "enforcer",
-            "sources", "state", "config", "control", "host", "answers", "never", "spare", "repair", "audit",
+            "sources", "sockets", "state", "config", "control", "host", "answers", "never", "spare",
+            "repair", "audit",
         ],
     ),
     ("diagnosis", &["host", "model", "nft", "status"]),
@@ -40,7 +43,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("selftest", &["acquire", "config", "control", "detect", "host", "model", "nft", "tun", "yaml"]),
     ("audit", &["daemon", "enforcer", "host", "jail", "model", "nft"]),
     ("repair", &["control", "daemon", "enforcer", "engine", "host", "jail", "model", "nft", "status"]),
-    ("spare", &["daemon", "enforcer", "model", "jail", "never"]),
+    (
+        "reload",
+        &["daemon", "config", "control", "enforcer", "host", "model", "never", "sources", "tell", "yaml"],
+    ),
+    ("spare", &["daemon", "config", "control", "enforcer", "model", "jail", "never", "nft", "status"]),
     (
         "answers",
         &["status", "model", "yaml", "jail", "tell", "engine", "config", "control", "host", "daemon"],
@@ -52,7 +59,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "cli",
         &[
             "matching", "replay", "model", "yaml", "acquire", "detect", "tell", "config", "control", "host",
-            "daemon", "trial", "doctor", "nft", "selftest",
+            "daemon", "never", "trial", "doctor", "nft", "selftest",
         ],
     ),
     ("main", &["cli"]),

@@ -34,6 +34,16 @@ impl Daemon {
             Request::Pause { jail, paused } => self.pause(&jail, paused),
             Request::Reload => self.reload().await,
             Request::Probe { jail } => self.probe(&jail),
+            Request::IgnoreAdd { net, force } => match self.ignore(net, force).await {
+                Ok((Some(ticket), done)) => {
+                    self.waiting.insert(ticket, Waiting { answer, done });
+                    return;
+                }
+                Ok((None, done)) => Response::Done(done),
+                Err(response) => *response,
+            },
+            Request::IgnoreRemove { net } => self.heed(net).await,
+            Request::IgnoreList => Response::Ignored(self.never_banned()),
         };
         // A client that hung up does not want to know.
         let _ = answer.send(response);
@@ -80,6 +90,7 @@ impl Daemon {
                 JailStatus { paused, ..jail_status(jail, config) }
             })
             .collect();
+        let proxied = (0..self.sources.len()).filter_map(|source| self.proxied(source));
         let listened = |name: &String| jails.iter().any(|jail| jail.sources.contains(name));
         Status {
             schema: 1,
@@ -92,9 +103,23 @@ impl Daemon {
             pending: self.pending,
             repairs: self.repairs.done.clone(),
             sources: self.sources.status().into_iter().filter(|source| listened(&source.name)).collect(),
-            troubles: self.troubles.iter().chain(self.config.known.troubles()).cloned().collect(),
+            ignored: self.ignored.iter().copied().collect(),
+            troubles: (self
+                .troubles
+                .iter()
+                .chain(&self.config.troubles)
+                .chain(self.config.known.troubles())
+                .cloned())
+            .chain(proxied)
+            .collect(),
             jails,
         }
+    }
+
+    /// What is wrong with a log that names nobody but a proxy.
+    pub(crate) fn proxied(&self, source: usize) -> Option<String> {
+        let (addr, trusted) = self.engine.proxied(source)?;
+        Some(message::proxied(&self.sources.name(source), addr, trusted))
     }
 
     fn bans(&self, only: Option<&JailName>) -> Response {
@@ -213,6 +238,7 @@ fn jail_status(jail: &Jail, config: &JailConfig) -> JailStatus {
         ports: config.ports.to_string(),
         paused: false,
         block: config.block,
+        hooks: config.hooks.iter().copied().collect(),
         maxretry: terms.maxretry,
         findtime: Span(terms.findtime).to_string(),
         bantime: terms.bantime.to_string(),

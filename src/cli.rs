@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
@@ -19,6 +20,7 @@ use crate::doctor;
 use crate::host::{self, Services};
 use crate::matching;
 use crate::model::{Bantime, JailName, Target, plain};
+use crate::never;
 use crate::nft::Refusal;
 use crate::replay;
 use crate::selftest::{self, Untested, Wishes};
@@ -92,6 +94,11 @@ enum Verb {
         /// In this jail only
         #[arg(long)]
         jail: Option<JailName>,
+    },
+    /// Whom nobody bans, whatever the configuration says: kept over restarts
+    Ignore {
+        #[command(subcommand)]
+        what: Ignore,
     },
     /// Count one failure of an address, as if a log had shown it
     Attempt {
@@ -167,6 +174,39 @@ enum Verb {
         #[arg(long, default_value = "sshd")]
         rule: String,
     },
+}
+
+#[derive(Subcommand)]
+enum Ignore {
+    /// Never ban an address or a network from now on, and lift its bans
+    Add {
+        #[arg(value_name = "ADDR_OR_NET", value_parser = never::net)]
+        net: IpNet,
+        /// Even if it is wider than an IPv4 /8 or an IPv6 /16
+        #[arg(long)]
+        force: bool,
+    },
+    /// Ban it again like all others
+    Remove {
+        #[arg(value_name = "ADDR_OR_NET", value_parser = never::net)]
+        net: IpNet,
+    },
+    /// Everybody who is never banned, and who says so
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn ignore(socket: &Path, what: Ignore) -> Result<ExitCode, Trouble> {
+    match what {
+        Ignore::Add { net, force } => told(socket, &Request::IgnoreAdd { net, force }),
+        Ignore::Remove { net } => told(socket, &Request::IgnoreRemove { net }),
+        Ignore::List { json } => {
+            let Response::Ignored(ignored) = ask(socket, &Request::IgnoreList)? else { return Err(astray()) };
+            if json { print_json(&ignored) } else { print(&screen::ignored(&ignored)) }
+        }
+    }
 }
 
 fn replayed(
@@ -278,6 +318,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
         Verb::Unban { whom, jail, .. } => {
             told(&socket, &Request::Unban { whom: whom.unwrap_or(Whom::Everybody), jail })
         }
+        Verb::Ignore { what } => ignore(&socket, what),
         Verb::Attempt { jail, addr } => told(&socket, &Request::Attempt { jail, addr }),
         Verb::Pause { jail } => told(&socket, &Request::Pause { jail, paused: true }),
         Verb::Resume { jail } => told(&socket, &Request::Pause { jail, paused: false }),

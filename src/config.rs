@@ -1,6 +1,6 @@
 //! The configuration: read from YAML, merged over its files, resolved against the rules and this host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::detect::{Library, NORMAL, Rule};
 use crate::host::Services;
 use crate::jail::Terms;
 use crate::jail::allow::Allow;
-use crate::model::{Bantime, Block, Cell, JailName, Layout, Ports, Span};
+use crate::model::{Bantime, Block, Cell, Hook, JailName, Kill, Layout, Ports, Span};
 use crate::never::{Entry, Known};
 use crate::ports;
 use crate::sheet::{JailSheet, Keys, Sheet, fault, unreadable};
@@ -29,11 +29,17 @@ pub struct Config {
     /// In order of their names; those with `enabled: false` are left out.
     pub jails: Vec<JailConfig>,
     /// Whom no jail bans, beside those whom this host cannot do without.
-    pub ignoreip: Vec<Entry>,
+    pub ignoreip: List,
+    /// Nor these, who only pass on what others send.
+    pub trusted_proxies: List,
     /// Hosts of this host's local networks are banned like all others.
     pub ban_local: bool,
+    /// Nobody else may change our table.
+    pub owner: bool,
     /// What the files and names in every `ignoreip` stand for now.
     pub known: Known,
+    /// What was asked for and cannot be had, in words.
+    pub troubles: Vec<String>,
     /// The files it was read from; empty where there are none, and the built-in sshd jail serves.
     pub files: Vec<PathBuf>,
 }
@@ -46,9 +52,28 @@ pub struct JailConfig {
     pub logpath: Vec<Place>,
     pub ports: Ports,
     pub block: Block,
+    pub kill: Kill,
+    pub hooks: BTreeSet<Hook>,
     pub capacity: u32,
     /// As it is written; `terms.ignoreip` is what it stood for when it was read.
     pub ignoreip: Vec<Entry>,
+}
+
+/// Whom nobody bans, and where that is written: `FILE:LINE`.
+#[derive(Clone, Debug, Default)]
+pub struct List {
+    pub entries: Vec<Entry>,
+    pub at: String,
+}
+
+impl List {
+    fn new(key: Option<Spanned<Many<Entry>>>, at: Option<String>) -> List {
+        List { entries: entries(key), at: at.unwrap_or_default() }
+    }
+}
+
+fn entries(key: Option<Spanned<Many<Entry>>>) -> Vec<Entry> {
+    key.map_or_else(Vec::new, |key| key.value.0)
 }
 
 impl Config {
@@ -69,20 +94,46 @@ impl Config {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let ignoreip: Vec<Entry> = sheet.defaults.ignoreip().cloned().collect();
-        let ban_local = sheet.defaults.ban_local.as_ref().is_some_and(|key| key.value);
+        let ignoreip = List::new(sheet.defaults.ignoreip.clone(), sheet.ignoreip_at.take());
+        let trusted_proxies = List::new(sheet.defaults.trusted_proxies.clone(), sheet.trusted_at.take());
+        let is_set = |key: &Option<Spanned<bool>>| key.as_ref().is_some_and(|key| key.value);
+        let (ban_local, owner) = (is_set(&sheet.defaults.ban_local), is_set(&sheet.defaults.owner));
         let mut jails = resolve(sheet, &library, services)?;
-        let known = Known::new(jails.iter().flat_map(|jail| &jail.ignoreip).chain(&ignoreip));
+        let own = jails.iter().flat_map(|jail| &jail.ignoreip);
+        let known = Known::new(own.chain(&ignoreip.entries).chain(&trusted_proxies.entries));
         jails.iter_mut().for_each(|jail| jail.terms.ignoreip = Allow::new(&known.nets(&jail.ignoreip)));
-        Ok(Config { jails, ignoreip, ban_local, known, files })
+        Ok(Config { jails, ignoreip, trusted_proxies, ban_local, owner, known, troubles: Vec::new(), files })
     }
 
-    /// Whom no jail bans; `own` are those whom this host cannot do without.
+    /// Goes without what this kernel does not have.
+    pub fn heed(&mut self, can_own: bool) {
+        if self.owner && !can_own {
+            self.owner = false;
+            self.troubles.push(
+                "owner: this kernel cannot do it, Linux 6.9 can: others may change our table, and it is then put back"
+                    .to_owned(),
+            );
+        }
+    }
+
+    /// Whom no jail bans by what is written.
+    fn listed(&self) -> Vec<IpNet> {
+        [&self.ignoreip, &self.trusted_proxies]
+            .iter()
+            .flat_map(|list| self.known.nets(&list.entries))
+            .collect()
+    }
+
+    /// Whom no jail bans; `own` are those whom this host cannot do without, and those who were added by hand.
     pub fn never(&self, own: &[IpNet]) -> Allow {
-        Allow::new(self.known.nets(&self.ignoreip).iter().chain(own))
+        Allow::new(self.listed().iter().chain(own))
     }
 
-    /// What the kernel must hold; `own` are those whom this host cannot do without.
+    pub fn proxies(&self) -> Allow {
+        Allow::new(&self.known.nets(&self.trusted_proxies.entries))
+    }
+
+    /// What the kernel must hold; `own` as for [`Config::never`].
     pub fn layout(&self, own: &[IpNet]) -> Layout {
         let cells = self
             .jails
@@ -91,12 +142,16 @@ impl Config {
                 jail: jail.terms.name.clone(),
                 ports: jail.ports.clone(),
                 block: jail.block,
+                hooks: jail.hooks.clone(),
                 capacity: jail.capacity,
             })
             .collect();
         let loopback = ["127.0.0.0/8", "::1/128"].map(|net| net.parse().expect("a net"));
-        let listed = self.known.nets(&self.ignoreip).into_iter();
-        Layout { cells, never: listed.chain(own.iter().copied()).chain(loopback).collect() }
+        Layout {
+            cells,
+            owned: self.owner,
+            never: self.listed().into_iter().chain(own.iter().copied()).chain(loopback).collect(),
+        }
     }
 }
 
@@ -184,7 +239,7 @@ fn resolve_jail(
     library: &Library,
     services: &Services,
 ) -> Result<JailConfig, String> {
-    let ignoreip = keys.ignoreip().cloned().collect();
+    let ignoreip = entries(keys.ignoreip);
     let rule_name = keys.rule.map_or_else(|| name.to_string(), |rule| rule.value);
     if !library.has(&rule_name) {
         let names: Vec<&str> = library.names().collect();
@@ -219,8 +274,21 @@ fn resolve_jail(
         ignoreip: Allow::default(),
         hears_bans,
     };
+    let hooks = keys.hook.map_or([Hook::Prerouting].into(), |hook| hook.value.0.into_iter().collect());
     let (block, capacity) = (keys.block.unwrap_or_default(), number(&keys.capacity).unwrap_or(CAPACITY));
-    Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, block, capacity, ignoreip })
+    let kill = keys.kill.unwrap_or_default();
+    Ok(JailConfig {
+        terms,
+        rule: Arc::new(rule),
+        mode,
+        logpath,
+        ports,
+        block,
+        kill,
+        hooks,
+        capacity,
+        ignoreip,
+    })
 }
 
 /// The first log that is there, since distributions differ; all of them where none is, to wait for.

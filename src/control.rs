@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::model::{Bantime, JailName, Target};
-use crate::status::{BanStatus, Status};
+use crate::status::{BanStatus, IgnoredStatus, Status};
 
 /// Where the agent listens when nothing else is said.
 pub const SOCKET: &str = "/run/nftjail/control.sock";
@@ -60,6 +60,15 @@ pub enum Request {
     Probe {
         jail: JailName,
     },
+    /// Somebody is never banned from now on. A wide network must be forced.
+    IgnoreAdd {
+        net: IpNet,
+        force: bool,
+    },
+    IgnoreRemove {
+        net: IpNet,
+    },
+    IgnoreList,
 }
 
 /// Whose bans are meant.
@@ -96,7 +105,7 @@ impl FromStr for Whom {
 
 impl Request {
     fn changes(&self) -> bool {
-        !matches!(self, Request::Status { .. } | Request::Bans { .. })
+        !matches!(self, Request::Status { .. } | Request::Bans { .. } | Request::IgnoreList)
     }
 }
 
@@ -107,6 +116,7 @@ pub enum Response {
     Bans(Vec<BanStatus>),
     /// The address that the jail waits for.
     Probe(IpAddr),
+    Ignored(Vec<IgnoredStatus>),
     /// It is done, in words.
     Done(String),
     Failed {

@@ -1,6 +1,6 @@
 //! The loop: it waits for files, answers, questions, timers and signals, and hands each to who decides.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,12 +23,13 @@ use crate::enforcer::{Done, Enforcer, Restore};
 use crate::engine::{Engine, Listener, Outcome};
 use crate::host::{self, AddressWatch, Services};
 use crate::jail::FORGET;
-use crate::model::{Ban, Change, Event, Timestamp, plain};
+use crate::model::{Ban, Change, Event, Kill, Timestamp, plain};
 use crate::never;
 use crate::nft::Refusal;
 use crate::nft::netlink::Netlink;
 use crate::nft::news::News;
 use crate::repair::Repairs;
+use crate::sockets::{Cut, Cutter};
 use crate::sources::{DateOf, Sources};
 use crate::state::{Saved, State, Step};
 use crate::tell;
@@ -75,16 +76,19 @@ const SAVE_AFTER: Duration = Duration::from_secs(1);
 
 /// The running agent.
 pub struct Daemon {
-    places: Places,
+    pub(crate) places: Places,
     pub(crate) config: Config,
     /// Whom this host cannot do without.
     pub(crate) own: Vec<IpNet>,
-    watch: never::Watch,
-    zone: TimeZone,
+    /// Whom an administrator spares by hand.
+    pub(crate) ignored: BTreeSet<IpNet>,
+    pub(crate) watch: never::Watch,
+    pub(crate) zone: TimeZone,
     pub(crate) engine: Engine,
     pub(crate) enforcer: Enforcer,
     pub(crate) sources: Sources,
-    state: Option<State>,
+    cutter: Cutter,
+    pub(crate) state: Option<State>,
     /// What the kernel took since the last save.
     taken: Vec<Change>,
     save_at: Option<Instant>,
@@ -98,6 +102,8 @@ pub struct Daemon {
     pub(crate) troubles: Vec<String>,
     pub(crate) repairs: Repairs,
     pub(crate) audit: Audit,
+    /// The kernel lets a table have an owner.
+    pub(crate) can_own: bool,
     pub(crate) started: Timestamp,
     /// When the configuration was read.
     pub(crate) loaded: Timestamp,
@@ -129,19 +135,22 @@ impl Daemon {
         let mut config =
             Config::load(places.config.as_deref(), &Services::of_this_host()).map_err(bad_configuration)?;
         let listener = control::listen(&places.socket).map_err(Stopped::Failed)?;
-        let kernel = Netlink::open().map_err(refused)?;
+        let mut kernel = Netlink::open().map_err(refused)?;
+        let can_own = kernel.can_own();
+        config.heed(can_own);
         let news = kernel.port().and_then(News::open).map_err(|error| Stopped::Failed(plain(&error)))?;
         let (enforcer, done, thread) = Enforcer::spawn(Box::new(kernel), host::now);
         let own = never::of_this_host(config.ban_local).map_err(|error| Stopped::Failed(plain(&error)))?;
         let mut watch = never::Watch::over(&config.known);
         watch.first_word(&mut config.known).await;
         let (state, saved, troubles) = open_state(&places.state);
-        let standing =
-            enforcer.install(config.layout(&own), Restore::AfterReboot(saved.bans)).await.map_err(refused)?;
+        let spared: Vec<IpNet> = own.iter().chain(&saved.ignored).copied().collect();
+        let layout = config.layout(&spared);
+        let standing = enforcer.install(layout, Restore::AfterReboot(saved.bans)).await.map_err(refused)?;
 
         let (logs, listeners) = listeners(&config);
         let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
-        let mut engine = Engine::new(terms, listeners, config.never(&own), host::secret());
+        let mut engine = Engine::new(terms, listeners, config.never(&spared), host::secret());
         saved.memories.into_iter().for_each(|memory| engine.restore_memory(memory));
         restore(&mut engine, standing);
         let zone = TimeZone::system();
@@ -156,11 +165,13 @@ impl Daemon {
             places: places.clone(),
             config,
             own,
+            ignored: saved.ignored,
             watch,
             zone,
             engine,
             enforcer,
             sources,
+            cutter: Cutter::start(),
             state,
             taken: Vec::new(),
             save_at: None,
@@ -171,6 +182,7 @@ impl Daemon {
             troubles,
             repairs: Repairs::default(),
             audit: Audit::default(),
+            can_own,
             started: host::now(),
             loaded,
         };
@@ -241,6 +253,9 @@ impl Daemon {
             self.schedule_save();
         }
         self.follow(out);
+        for source in self.engine.take_proxied() {
+            self.proxied(source).into_iter().for_each(|trouble| tracing::warn!("{trouble}"));
+        }
         read.more
     }
 
@@ -267,6 +282,7 @@ impl Daemon {
         for change in &done.taken {
             self.engine.handle_taken(change, now, &mut out);
         }
+        self.cutter.cut(done.taken.iter().filter_map(|change| self.cut(change)).collect());
         for (change, why) in &done.refused {
             self.engine.handle_refused(change, why, &mut out);
         }
@@ -282,6 +298,14 @@ impl Daemon {
                 reply.send(answer.map_or_else(|why| failed(Failed::Refused, why), |()| Response::Done(done)));
         }
         self.follow(out);
+    }
+
+    /// Whose connections a change ends.
+    fn cut(&self, change: &Change) -> Option<Cut> {
+        let Change::Ban(Ban { jail, target, .. }) = change else { return None };
+        let config = self.config.jails.iter().find(|config| config.terms.name == *jail)?;
+        let ports = (config.kill == Kill::Sockets).then(|| config.ports.clone())?;
+        Some(Cut { jail: jail.clone(), target: *target, ports })
     }
 
     /// Does what is due: forgets bans that ended, saves.
@@ -306,6 +330,11 @@ impl Daemon {
         due.map(|due| Instant::now() + due.since(now)).into_iter().chain(save_at).min()
     }
 
+    /// Saves as soon as a save may be.
+    pub(crate) fn save_soon(&mut self) {
+        self.save_at = Some(Instant::now());
+    }
+
     fn schedule_save(&mut self) {
         // Also where no state can be kept: what waits to be saved would only grow.
         self.save_at.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
@@ -318,40 +347,11 @@ impl Daemon {
             positions: self.sources.positions(),
             memories: self.engine.take_unsaved(),
             changes: std::mem::take(&mut self.taken),
+            ignored: self.ignored.clone(),
             stale_failures: now.minus(longest_findtime(&self.config)),
             stale_offenders: now.minus(longest_memory(&self.config)),
             now,
         }
-    }
-
-    /// Reads the configuration again and goes on by it, or by the old one where it is not in order.
-    pub(crate) async fn reload(&mut self) -> Response {
-        let loaded = host::now();
-        let mut config = match Config::load(self.places.config.as_deref(), &Services::of_this_host()) {
-            Ok(config) => config,
-            Err(faults) => return failed(Failed::BadConfiguration, yaml::told(&faults)),
-        };
-        config.known.inherit(&self.config.known);
-        let own = never::of_this_host(config.ban_local).unwrap_or_else(|_| self.own.clone());
-        let believed = Restore::Lost(self.believed());
-        if let Err(refusal) = self.enforcer.install(config.layout(&own), believed).await {
-            return failed(Failed::Refused, refusal.to_string());
-        }
-        let (logs, listeners) = listeners(&config);
-        let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
-        self.engine.amend(terms, listeners);
-        if let Err(error) =
-            self.sources.follow(&logs, longest_findtime(&config), host::now(), &date_of(&self.zone))
-        {
-            return failed(Failed::Refused, plain(&error));
-        }
-        self.own = own;
-        self.watch = never::Watch::over(&config.known);
-        (self.config, self.loaded) = (config, loaded);
-        self.spare();
-        let truth = tell::screen::truth(&self.status(None));
-        tracing::info!("reloaded: {truth}");
-        Response::Done(format!("reloaded: {truth}"))
     }
 
     /// Without a state to keep it, what is to be saved is let go, so that it does not pile up.
@@ -433,7 +433,7 @@ fn restore(engine: &mut Engine, standing: Vec<Ban>) {
 }
 
 /// Each log once, and who listens to it.
-fn listeners(config: &Config) -> (Vec<Place>, Vec<Vec<Listener>>) {
+pub(crate) fn listeners(config: &Config) -> (Vec<Place>, Vec<Vec<Listener>>) {
     let mut by_place: BTreeMap<&Place, Vec<Listener>> = BTreeMap::new();
     for jail in &config.jails {
         for place in &jail.logpath {
@@ -444,12 +444,12 @@ fn listeners(config: &Config) -> (Vec<Place>, Vec<Vec<Listener>>) {
     by_place.into_iter().map(|(place, listeners)| (place.clone(), listeners)).unzip()
 }
 
-fn date_of(zone: &TimeZone) -> DateOf {
+pub(crate) fn date_of(zone: &TimeZone) -> DateOf {
     let zone = zone.clone();
     Arc::new(move |line| detect::date_of(line, host::now(), &zone))
 }
 
-fn longest_findtime(config: &Config) -> Duration {
+pub(crate) fn longest_findtime(config: &Config) -> Duration {
     config.jails.iter().map(|jail| jail.terms.findtime).max().unwrap_or_default()
 }
 

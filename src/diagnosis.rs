@@ -155,9 +155,17 @@ fn of_kernel(kernel: &Kernel, agent: Option<&Agent>, found: &mut Vec<Finding>) {
         return;
     };
     let jails: BTreeSet<JailName> = table.sets.iter().filter_map(Set::jail).collect();
-    for (jail, gap) in jails.iter().filter_map(|jail| Some((jail, table.gap(jail)?))) {
-        let what = format!("{jail}: whom it bans is not dropped: {gap}");
-        found.push(bad("table", what, "start the agent; where it runs, nftjail reload puts the table back"));
+    for jail in &jails {
+        let known = agent.iter().flat_map(|agent| &agent.status.jails).find(|known| known.name == *jail);
+        let hooks = known.iter().flat_map(|known| &known.hooks).copied().collect();
+        if let Some(gap) = table.gap(jail, &hooks) {
+            let what = format!("{jail}: whom it bans is not dropped: {gap}");
+            found.push(bad(
+                "table",
+                what,
+                "start the agent; where it runs, nftjail reload puts the table back",
+            ));
+        }
     }
     for jail in agent.map_or(&[][..], |agent| &agent.status.jails) {
         of_jail(jail, table, found);
@@ -199,11 +207,11 @@ fn of_earlier(around: &Surroundings, found: &mut Vec<Finding>) {
         };
         format!("{family} {table} {name} at {hook} {priority}{on}")
     };
-    let ours = around.chains.iter().filter(|chain| is_ours(chain)).map(|chain| chain.priority).min();
+    let ours = around.chains.iter().find(|chain| is_ours(chain) && chain.hook == PREROUTING);
     let is_before = |chain: &&BaseChain| match chain.hook.as_str() {
         "ingress" => true,
         PREROUTING if is_ours(chain) => false,
-        PREROUTING => chain.family == "bridge" || ours.is_some_and(|ours| chain.priority <= ours),
+        PREROUTING => chain.family == "bridge" || ours.is_some_and(|ours| chain.priority <= ours.priority),
         _ => false,
     };
     let forwards = |chain: &&BaseChain| {
@@ -248,8 +256,8 @@ fn of_detours(around: &Surroundings, found: &mut Vec<Finding>) {
         });
         let ports = listed(ports);
         let what = format!(
-            "published or redirected ports: {ports}; a ban meets their packets before, so a jail names these, not the \
-             inner ones"
+            "published or redirected ports: {ports}; a jail at prerouting meets them so, one at input or forward \
+             by the inner port"
         );
         found.push(ok("containers", what));
     }
@@ -420,7 +428,7 @@ fn of_config(facts: &Facts, found: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Block;
+    use crate::model::{Block, Hook};
     use crate::nft::surroundings::FlowTable;
     use crate::status::Repairs;
 
@@ -443,6 +451,7 @@ mod tests {
             ports: "22/tcp".to_owned(),
             paused: false,
             block: Block::Drop,
+            hooks: vec![Hook::Prerouting],
             maxretry: 5,
             findtime: "10m".to_owned(),
             bantime: "1h".to_owned(),
@@ -466,15 +475,17 @@ mod tests {
             jails: vec![jail],
             sources: vec![source("a.log"), source("b.log")],
             repairs: Repairs::default(),
+            ignored: Vec::new(),
             troubles: Vec::new(),
         };
         let cell = crate::model::Cell {
             jail: "sshd".parse().unwrap(),
             ports: crate::model::Ports::All,
             block: Block::Drop,
+            hooks: [Hook::Prerouting].into(),
             capacity: 10,
         };
-        let layout = crate::model::Layout { cells: vec![cell], never: Vec::new() };
+        let layout = crate::model::Layout { cells: vec![cell], ..crate::model::Layout::default() };
         let mut table = crate::nft::plan::wanted(&layout);
         table.counts = [("sshd_v4".to_owned(), 1), ("sshd_v6".to_owned(), 1)].into();
         Facts {

@@ -11,6 +11,7 @@ use crate::model::{Ban, Bantime, Change, Dropped, JailName, Layout, Timestamp};
 use crate::nft::news::Damage;
 use crate::nft::plan;
 use crate::nft::table::Standing;
+use crate::nft::transaction::Operation;
 use crate::nft::{Firewall, Refusal};
 
 /// Work for the enforcer; it is done in order.
@@ -260,7 +261,10 @@ impl Worker {
     /// What is otherwise than it should be. Where a ban of the sample is, others may be as well.
     fn audit(&mut self, layout: &Layout, sample: &Sample) -> Result<Damage, Refusal> {
         let found = self.firewall.table(false)?;
-        let structure = !plan::mend(layout, found.as_ref(), Vec::new()).is_empty();
+        let repair = plan::mend(layout, found.as_ref(), Vec::new());
+        // A table that has an owner is always owned again, whether there is anything to do or not.
+        let is_work = |operation: &Operation| !matches!(operation, Operation::AddTable { .. });
+        let structure = repair.operations().iter().any(is_work);
         let counts = found.map(|table| table.counts).unwrap_or_default();
         let held = |jail: &JailName| {
             let count = |suffix: &str| counts.get(&format!("{jail}_{suffix}")).map(|count| *count as usize);
@@ -320,7 +324,7 @@ pub fn ban(standing: &Standing, now: Timestamp) -> Ban {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Block, Cell, Ports};
+    use crate::model::{Block, Cell, Hook, Ports};
     use crate::nft::memory::Memory;
 
     fn now() -> Timestamp {
@@ -328,8 +332,10 @@ mod tests {
     }
 
     fn layout(capacity: u32) -> Layout {
-        let cell = Cell { jail: "sshd".parse().unwrap(), ports: Ports::All, block: Block::Drop, capacity };
-        Layout { cells: vec![cell], never: Vec::new() }
+        let hooks = [Hook::Prerouting].into();
+        let jail = "sshd".parse().unwrap();
+        let cell = Cell { jail, ports: Ports::All, block: Block::Drop, hooks, capacity };
+        Layout { cells: vec![cell], ..Layout::default() }
     }
 
     fn changes(addresses: std::ops::Range<u8>) -> Vec<Change> {
@@ -477,6 +483,10 @@ mod tests {
         worker.install(&layout(100), &Restore::Lost(bans(0..9))).unwrap();
         assert_eq!(audit(&mut worker, true), Damage::default());
         assert!(worker.audit(&layout(50), &sample(0..9, true)).unwrap().structure);
+
+        let owned = Layout { owned: true, ..layout(100) };
+        worker.install(&owned, &Restore::Lost(bans(0..9))).unwrap();
+        assert_eq!(worker.audit(&owned, &sample(0..9, true)), Ok(Damage::default()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
-use crate::jail::allow::{Allow, is_unbannable};
+use crate::jail::allow::{Allow, is_internal, is_unbannable};
 use crate::jail::{Jail, Terms, Verdict};
 use crate::model::{Ban, Bantime, Change, Event, Failure, JailName, Memory, Target, Timestamp};
 
@@ -30,6 +30,7 @@ pub struct Engine {
     jails: Vec<Jail>,
     sources: Vec<Source>,
     never: Allow,
+    proxies: Allow,
     /// Whose failures or bans changed since they were last saved.
     unsaved: BTreeSet<(JailName, Target)>,
     paused: BTreeSet<JailName>,
@@ -61,7 +62,19 @@ struct Source {
     detector: Detector,
     /// For each rule of the detector, the index of its jail.
     jails: Vec<usize>,
+    proxied: Proxied,
 }
+
+/// How many failures of a source came in a row from those who only pass on what others send, and from whom the last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Proxied {
+    row: u32,
+    last: Option<IpAddr>,
+    told: bool,
+}
+
+/// A log in which so many failures in a row are those of proxies names no client at all.
+const PROXIED_ENOUGH: u32 = 20;
 
 impl Engine {
     /// `sources` are numbered by their order; each names jails of `terms`. `secret` is any number.
@@ -71,6 +84,7 @@ impl Engine {
             jails,
             sources: Vec::new(),
             never,
+            proxies: Allow::default(),
             unsaved: BTreeSet::new(),
             paused: BTreeSet::new(),
             secret,
@@ -80,8 +94,9 @@ impl Engine {
         engine
     }
 
-    /// Goes on under a new configuration; bans and failures of the jails that stay are kept.
-    pub fn amend(&mut self, terms: Vec<Terms>, sources: Vec<Vec<Listener>>) {
+    /// Goes on under a new configuration; bans and failures of the jails that stay are kept. `was` is the number
+    /// that each source had before, if it was there: what is known of it is kept as well.
+    pub fn amend(&mut self, terms: Vec<Terms>, sources: Vec<Vec<Listener>>, was: &[Option<usize>]) {
         let mut old: Vec<Jail> = std::mem::take(&mut self.jails);
         for terms in terms {
             let known = old.iter().position(|jail| jail.terms().name == terms.name);
@@ -94,7 +109,13 @@ impl Engine {
                 None => Jail::new(terms),
             });
         }
+        let mut old: Vec<_> = std::mem::take(&mut self.sources).into_iter().map(Some).collect();
         self.listen(sources);
+        for (source, was) in self.sources.iter_mut().zip(was) {
+            if let Some(old) = was.and_then(|was| old[was].take()) {
+                source.detector.inherit(old.detector);
+            }
+        }
     }
 
     fn listen(&mut self, sources: Vec<Vec<Listener>>) {
@@ -106,7 +127,7 @@ impl Engine {
                     .into_iter()
                     .filter_map(|listener| Some((place(&listener.jail)?, listener.rule)))
                     .unzip();
-                Source { detector: Detector::new(rules), jails }
+                Source { detector: Detector::new(rules), jails, proxied: Proxied::default() }
             })
             .collect();
     }
@@ -116,6 +137,29 @@ impl Engine {
         if let Some(jail) = self.jails.iter_mut().find(|held| held.terms().name == *jail) {
             jail.spare(ignoreip);
         }
+    }
+
+    /// Who only passes on what others send. A log that shows nobody else is found out.
+    pub fn trust(&mut self, proxies: Allow) {
+        self.proxies = proxies;
+    }
+
+    /// The proxy that all failures of a source come from lately, if they do, and whether it is a trusted one.
+    pub fn proxied(&self, source: usize) -> Option<(IpAddr, bool)> {
+        let proxied = self.sources[source].proxied;
+        let addr = proxied.last.filter(|_| proxied.row >= PROXIED_ENOUGH)?;
+        Some((addr, self.proxies.covers(addr)))
+    }
+
+    /// The sources of which [`Engine::proxied`] has found so since the last call; each once.
+    pub fn take_proxied(&mut self) -> Vec<usize> {
+        let news = |(number, source): (usize, &mut Source)| {
+            let proxied = &mut source.proxied;
+            let found = proxied.row >= PROXIED_ENOUGH && !proxied.told;
+            proxied.told |= found;
+            found.then_some(number)
+        };
+        self.sources.iter_mut().enumerate().filter_map(news).collect()
     }
 
     /// Whom no jail bans from now on. Bans of them are lifted, those on their way to the kernel as well, and of those
@@ -154,7 +198,7 @@ impl Engine {
         out: &mut Outcome,
     ) {
         let mut failures = Vec::new();
-        let Source { detector, jails } = &mut self.sources[source];
+        let Source { detector, jails, .. } = &mut self.sources[source];
         detector.detect(text, clock, |rule, detected| {
             let Detected::Failure(finding) = detected else { return };
             let Finding { addr, at, weight, bantime, .. } = finding;
@@ -165,7 +209,11 @@ impl Engine {
                 continue;
             }
             if !self.is_paused(&self.jails[jail].terms().name) {
-                self.judge(jail, &failure, now, out);
+                let counted = self.judge(jail, &failure, now, out);
+                let passes_on = self.proxies.covers(failure.addr) || is_internal(failure.addr);
+                let proxied = &mut self.sources[source].proxied;
+                proxied.row = if counted || !passes_on { 0 } else { proxied.row.saturating_add(1) };
+                proxied.last = Some(failure.addr);
             }
         }
     }
@@ -276,10 +324,10 @@ impl Engine {
     }
 
     /// A ban that the kernel holds is believed. One that is believed already stays as it was decided, which is
-    /// more exact than what the kernel's clock tells of it.
+    /// more exact than what the kernel's clock tells of it; one whose answer is on its way is believed with that.
     pub fn restore(&mut self, ban: Ban) {
         let jail = self.jails.iter_mut().find(|jail| jail.terms().name == ban.jail);
-        if let Some(jail) = jail.filter(|jail| jail.ban(ban.target).is_none()) {
+        if let Some(jail) = jail.filter(|jail| jail.ban(ban.target).is_none() && !jail.is_asked(ban.target)) {
             jail.restore(ban);
         }
     }
@@ -320,7 +368,9 @@ impl Engine {
         if is_unbannable(target.network()) {
             Some("no remote host can have such an address")
         } else if self.never.touches(target.net()) {
-            Some("it is in ignoreip, or the host itself, its gateway, resolver or local network")
+            Some(
+                "it is ignored by hand or in ignoreip, a trusted proxy, or the host itself, its gateway, resolver or local network",
+            )
         } else if self.jail(jail).is_some_and(ignored) {
             Some("it is in the jail's ignoreip")
         } else {
@@ -348,7 +398,8 @@ impl Engine {
         unsaved.into_iter().map(memory).collect()
     }
 
-    fn judge(&mut self, index: usize, failure: &Failure, now: Timestamp, out: &mut Outcome) {
+    /// False where the address may not be banned, and nothing was counted.
+    fn judge(&mut self, index: usize, failure: &Failure, now: Timestamp, out: &mut Outcome) -> bool {
         let target = Target::of(failure.addr);
         let elsewhere = self.banned_elsewhere(index, target, failure.at);
         let chance = chance(self.secret, target, failure.at);
@@ -360,7 +411,10 @@ impl Engine {
             self.unsaved.insert((name.clone(), target));
         }
         let (count, ban) = match verdict {
-            Verdict::Ignored => return out.events.push(Event::Ignored { jail: name, addr }),
+            Verdict::Ignored => {
+                out.events.push(Event::Ignored { jail: name, addr });
+                return false;
+            }
             Verdict::Counted(count) => (count, None),
             Verdict::Standing => (maxretry, None),
             Verdict::Ban(ban) => (maxretry, Some(ban)),
@@ -374,6 +428,7 @@ impl Engine {
             Some(ban) => out.changes.push(Change::Ban(ban)),
             None => {}
         }
+        true
     }
 
     /// How often other jails banned a target, for a jail that wants to know.

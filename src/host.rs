@@ -21,7 +21,7 @@ use netlink_sys::{Socket, SocketAddr};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::model::{Protocol, Timestamp};
-use crate::rtnetlink;
+use crate::netlink;
 
 static CLOCK_OFFSET_MS: AtomicI64 = AtomicI64::new(0);
 
@@ -103,7 +103,7 @@ pub struct OwnAddress {
 
 pub fn own_addresses() -> io::Result<Vec<OwnAddress>> {
     let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-    rtnetlink::dump(question, |answer| match answer {
+    netlink::dump(question, |answer| match answer {
         RouteNetlinkMessage::NewAddress(address) => own_address(&address),
         _ => None,
     })
@@ -131,7 +131,7 @@ pub fn gateways() -> io::Result<Vec<IpAddr>> {
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut question = RouteMessage::default();
         question.header.address_family = family;
-        let routes = rtnetlink::dump(RouteNetlinkMessage::GetRoute(question), |answer| match answer {
+        let routes = netlink::dump(RouteNetlinkMessage::GetRoute(question), |answer| match answer {
             RouteNetlinkMessage::NewRoute(route) if is_default(&route) => Some(hops(&route.attributes)),
             _ => None,
         })?;
@@ -183,14 +183,14 @@ pub struct Link {
 pub fn links() -> io::Result<Vec<Link>> {
     let question = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
     let is_early = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "clsact" || kind == "ingress");
-    let early = rtnetlink::dump(question, |answer| match answer {
+    let early = netlink::dump(question, |answer| match answer {
         RouteNetlinkMessage::NewQueueDiscipline(tc) if tc.attributes.iter().any(is_early) => {
             u32::try_from(tc.header.index).ok()
         }
         _ => None,
     })?;
     let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let read: Vec<(u32, Option<u32>, Link)> = rtnetlink::dump(question, |answer| match answer {
+    let read: Vec<(u32, Option<u32>, Link)> = netlink::dump(question, |answer| match answer {
         RouteNetlinkMessage::NewLink(message) => {
             let index = message.header.index;
             let (link, controller) = link(&message.attributes);

@@ -96,10 +96,11 @@ impl Daemon {
         self.follow(out);
     }
 
-    async fn reinstall(&mut self, all: bool) -> Result<(), Refusal> {
+    /// Makes the kernel hold the layout; the bans of sets that are gone, or `all` of them, are put in.
+    pub(crate) async fn reinstall(&mut self, all: bool) -> Result<(), Refusal> {
         let believed = self.believed();
         let restore = if all { Restore::All(believed) } else { Restore::Lost(believed) };
-        self.enforcer.install(self.config.layout(&self.own), restore).await.map(drop)
+        self.enforcer.install(self.config.layout(&self.spared()), restore).await.map(drop)
     }
 
     /// Changes met no table, or a damaged one, before its end was heard of: it is put back, then they are asked for

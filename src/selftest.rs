@@ -14,7 +14,7 @@ use crate::config::{self, Config, JailConfig};
 use crate::control::{self, Failed, Request, Response, Unanswered};
 use crate::detect::{Library, probe};
 use crate::host::{self, Services};
-use crate::model::{JailName, Ports, Protocol, Target, plain};
+use crate::model::{Hook, JailName, Ports, Protocol, Target, plain};
 use crate::nft::netlink::Netlink;
 use crate::nft::{Firewall, Refusal};
 use crate::tun::Tun;
@@ -50,7 +50,7 @@ const ANY_PORT: (Protocol, u16) = (Protocol::Tcp, 9);
 
 /// What became of one jail.
 enum Outcome {
-    Works { took: Duration },
+    Works { took: Duration, without_packet: bool },
     Fails(String),
     NotProbed(String),
 }
@@ -82,9 +82,12 @@ fn summary(outcomes: &[(JailName, Outcome)]) -> Tested {
     let (mut took_longest, mut good, mut others, mut fails) = (Duration::ZERO, 0, String::new(), false);
     for (name, outcome) in outcomes {
         match outcome {
-            Outcome::Works { took } => {
+            Outcome::Works { took, without_packet } => {
                 took_longest = took_longest.max(*took);
                 good += 1;
+                if *without_packet {
+                    others += &format!("; {name} met no packet: only bans at prerouting do");
+                }
             }
             Outcome::Fails(why) => {
                 fails = true;
@@ -158,7 +161,7 @@ impl Test<'_> {
                 Err(outcome) => return outcome,
             }
         }
-        Outcome::Works { took: longest }
+        Outcome::Works { took: longest, without_packet: self.wishes.packets && !meets_packets(jail) }
     }
 
     /// One log of a jail: how long its line took to the kernel.
@@ -214,10 +217,12 @@ impl Test<'_> {
         let name = &jail.terms.name;
         let told = |refusal: Refusal| refusal.to_string();
         let table = self.kernel.table(false).map_err(told)?.ok_or("the table is gone")?;
-        if let Some(gap) = table.gap(name) {
+        if let Some(gap) = table.gap(name, &jail.hooks) {
             return Err(format!("the ban is in the kernel, but nothing drops by it: {gap}"));
         }
-        let (true, IpAddr::V4(from)) = (self.wishes.packets, addr) else { return Ok(()) };
+        let (true, IpAddr::V4(from)) = (self.wishes.packets && meets_packets(jail), addr) else {
+            return Ok(());
+        };
         let (protocol, port) = match &jail.ports {
             Ports::All => ANY_PORT,
             Ports::Some(ports) => *ports.first().ok_or("it closes no port")?,
@@ -253,6 +258,11 @@ impl Test<'_> {
     }
 }
 
+/// Whether a packet for nobody, as the self-test sends it, comes to the rules of the jail.
+fn meets_packets(jail: &JailConfig) -> bool {
+    jail.hooks.contains(&Hook::Prerouting)
+}
+
 /// Writes whole lines in one piece, as a log daemon does, into a log that is there.
 fn append(path: &Path, lines: &[String]) -> Result<(), String> {
     let told = |error: io::Error| format!("it cannot be written: {}", plain(&error));
@@ -281,7 +291,7 @@ mod tests {
     #[test]
     fn one_line_says_what_works_and_what_does_not() {
         let jail = |name: &str, outcome| (name.parse::<JailName>().unwrap(), outcome);
-        let works = |us| Outcome::Works { took: Duration::from_micros(us) };
+        let works = |us| Outcome::Works { took: Duration::from_micros(us), without_packet: false };
         let all = [jail("a", works(900)), jail("b", works(1_240))];
         assert_eq!(summary(&all).text, "selftest ok: 2 of 2 jails, line to kernel 1.2 ms\n");
         let all = [jail("a", Outcome::Fails("x".to_owned())), jail("b", Outcome::NotProbed("y".to_owned()))];

@@ -14,7 +14,7 @@ use crate::detect::{Library, NORMAL};
 use crate::host::Services;
 use crate::jail::FORGET;
 use crate::jail::bantime::{Growth, Increment};
-use crate::model::{Bantime, Block, JailName, Span, plain};
+use crate::model::{Bantime, Block, Hook, JailName, Kill, Span, plain};
 use crate::never::{self, Entry};
 use crate::ports;
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
@@ -48,8 +48,12 @@ pub struct Keys {
     pub bantime: Option<Text<Bantime>>,
     pub increment: Option<Spanned<IncrementKeys>>,
     pub ignoreip: Option<Spanned<Many<Entry>>>,
+    pub trusted_proxies: Option<Spanned<Many<Entry>>>,
     pub ban_local: Option<Spanned<bool>>,
+    pub owner: Option<Spanned<bool>>,
     pub block: Option<Block>,
+    pub kill: Option<Kill>,
+    pub hook: Option<Spanned<Many<Hook>>>,
     pub capacity: Option<Spanned<u32>>,
 }
 
@@ -101,6 +105,9 @@ pub struct JailSheet {
 #[derive(Debug, Default)]
 pub struct Sheet {
     pub defaults: Keys,
+    /// Where `ignoreip` and `trusted_proxies` of the defaults are written: `FILE:LINE`.
+    pub ignoreip_at: Option<String>,
+    pub trusted_at: Option<String>,
     /// None: no file has a `jails` key, and the built-in sshd jail serves.
     pub jails: Option<BTreeMap<JailName, JailSheet>>,
 }
@@ -128,17 +135,26 @@ impl Sheet {
             faults.push(fault(&source, key.defined, "this belongs to a jail, not to defaults"));
         }
         for (name, jail) in jails.iter().flatten() {
-            if let Some(key) = &jail.keys.ban_local {
-                faults.push(fault(&source, key.defined, "this belongs to defaults, not to a jail"));
+            let ban_local = jail.keys.ban_local.as_ref().map(|key| key.defined);
+            let proxies = jail.keys.trusted_proxies.as_ref().map(|key| key.defined);
+            let owner = jail.keys.owner.as_ref().map(|key| key.defined);
+            for place in ban_local.into_iter().chain(proxies).chain(owner) {
+                faults.push(fault(&source, place, "this belongs to defaults, not to a jail"));
             }
             faults.extend(jail.keys.faults(Some(name), &source, library, services));
         }
-        if faults.is_empty() { Ok(Sheet { defaults, jails }) } else { Err(faults) }
+        let at = |key: &Option<Spanned<_>>| {
+            key.as_ref().map(|key: &Spanned<Many<Entry>>| format!("{}:{}", source.0, key.defined.line()))
+        };
+        let (ignoreip_at, trusted_at) = (at(&defaults.ignoreip), at(&defaults.trusted_proxies));
+        if faults.is_empty() { Ok(Sheet { defaults, ignoreip_at, trusted_at, jails }) } else { Err(faults) }
     }
 
     /// Lays a later file over this one.
     pub fn absorb(&mut self, later: Sheet) {
         self.defaults = later.defaults.over(&self.defaults);
+        self.ignoreip_at = later.ignoreip_at.or(self.ignoreip_at.take());
+        self.trusted_at = later.trusted_at.or(self.trusted_at.take());
         let Some(jails) = later.jails else { return };
         let mine = self.jails.get_or_insert_default();
         for (name, jail) in jails {
@@ -190,15 +206,18 @@ impl Keys {
         {
             faults.push(fault(source, port.defined, message));
         }
+        if let Some(hook) = self.hook.as_ref().filter(|hook| hook.value.0.is_empty()) {
+            faults.push(fault(source, hook.defined, "name one: prerouting, input or forward"));
+        }
         if let Some(increment) = &self.increment
             && let Err(message) = increment.value.increment()
         {
             faults.push(fault(source, increment.defined, message));
         }
-        for list in self.ignoreip().filter_map(Entry::file) {
-            let place = self.ignoreip.as_ref().map_or(Location::UNKNOWN, |key| key.defined);
-            faults.extend(never::read(list).err().into_iter().flatten().map(|wrong| match wrong.line {
-                0 => fault(source, place, format!("{}: {}", wrong.file, wrong.message)),
+        for key in [&self.ignoreip, &self.trusted_proxies].into_iter().flatten() {
+            let wrong = key.value.0.iter().filter_map(Entry::file).flat_map(|list| never::read(list).err());
+            faults.extend(wrong.flatten().map(|wrong| match wrong.line {
+                0 => fault(source, key.defined, format!("{}: {}", wrong.file, wrong.message)),
                 _ => wrong,
             }));
         }
@@ -208,10 +227,6 @@ impl Keys {
             }
         }
         faults
-    }
-
-    pub fn ignoreip(&self) -> impl Iterator<Item = &Entry> {
-        self.ignoreip.iter().flat_map(|key| &key.value.0)
     }
 
     /// These keys, and those of `below` where nothing is said.
@@ -230,7 +245,11 @@ impl Keys {
             increment: upper.increment.or(below.increment),
             ignoreip: upper.ignoreip.or(below.ignoreip),
             block: upper.block.or(below.block),
+            hook: upper.hook.or(below.hook),
+            trusted_proxies: upper.trusted_proxies.or(below.trusted_proxies),
             ban_local: upper.ban_local.or(below.ban_local),
+            owner: upper.owner.or(below.owner),
+            kill: upper.kill.or(below.kill),
             capacity: upper.capacity.or(below.capacity),
         }
     }

@@ -174,6 +174,18 @@ impl Sources {
         self.followed.iter().filter_map(position).collect()
     }
 
+    pub fn len(&self) -> usize {
+        self.followed.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.followed.is_empty()
+    }
+
+    pub fn name(&self, source: usize) -> String {
+        self.followed[source].place.to_string()
+    }
+
     pub fn status(&self) -> Vec<SourceStatus> {
         self.followed.iter().map(Followed::status).collect()
     }

@@ -1,11 +1,13 @@
 //! What must outlive the agent: where each log was read to, the failures that count, and the bans, in SQLite.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use rusqlite::{Connection, ErrorCode, Row, params};
 
 use crate::model::{Ban, Bantime, Change, JailName, Memory, Target, Timestamp};
@@ -16,6 +18,7 @@ pub const FILE: &str = "nftjail.sqlite3";
 /// `position`: how far each log was read, as the source wrote it (JSON).
 /// `failure`: the failures of each target that still count, oldest first (JSON list).
 /// `offender`: how often each target was banned, and when last.
+/// `ignored`: whom an administrator spares by hand.
 /// `ban`: the bans the kernel holds; `ends` is null where a ban never ends. It serves after a reboot.
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS position (source TEXT PRIMARY KEY, place TEXT NOT NULL) WITHOUT ROWID;
@@ -26,6 +29,7 @@ CREATE INDEX IF NOT EXISTS failure_last ON failure (last);
 CREATE TABLE IF NOT EXISTS offender (
     jail TEXT NOT NULL, target TEXT NOT NULL, bans INTEGER NOT NULL, last INTEGER NOT NULL,
     PRIMARY KEY (jail, target)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS ignored (net TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ban (
     jail TEXT NOT NULL, target TEXT NOT NULL, at INTEGER NOT NULL, ends INTEGER,
     PRIMARY KEY (jail, target)) WITHOUT ROWID;
@@ -39,6 +43,8 @@ pub struct Step {
     pub memories: Vec<Memory>,
     /// Changes that the kernel took.
     pub changes: Vec<Change>,
+    /// All who are ignored by hand.
+    pub ignored: BTreeSet<IpNet>,
     /// Failures before this count no more.
     pub stale_failures: Timestamp,
     /// Nor do bans before this make anybody an offender.
@@ -52,6 +58,7 @@ pub struct Saved {
     pub positions: Vec<(String, String)>,
     pub memories: Vec<Memory>,
     pub bans: Vec<Ban>,
+    pub ignored: BTreeSet<IpNet>,
     /// Set where the file was damaged and put aside under this name.
     pub set_aside: Option<PathBuf>,
 }
@@ -142,7 +149,10 @@ fn read(path: &Path) -> rusqlite::Result<(Connection, Saved)> {
         };
         Ok(key(row)?.map(|(jail, target)| Ban { jail, target, at, bantime }))
     })?;
-    Ok((connection, Saved { positions, memories, bans, set_aside: None }))
+    let ignored =
+        rows(&connection, "SELECT net FROM ignored", |row| Ok(row.get::<_, String>(0)?.parse().ok()))?;
+    let ignored = ignored.into_iter().collect();
+    Ok((connection, Saved { positions, memories, bans, ignored, set_aside: None }))
 }
 
 /// All rows of a query but those that somebody else wrote as we would not have.
@@ -220,6 +230,11 @@ fn write(connection: &mut Connection, step: &Step) -> rusqlite::Result<()> {
                 Change::Release { .. } => drop.execute(params![jail, target])?,
             };
         }
+        transaction.execute("DELETE FROM ignored", [])?;
+        let mut put = transaction.prepare_cached("INSERT INTO ignored VALUES (?1)")?;
+        for net in &step.ignored {
+            put.execute([net.to_string()])?;
+        }
         transaction.execute("DELETE FROM failure WHERE last < ?1", [step.stale_failures.as_millis()])?;
         transaction.execute("DELETE FROM offender WHERE last < ?1", [step.stale_offenders.as_millis()])?;
         transaction.execute("DELETE FROM ban WHERE ends <= ?1", [step.now.as_millis()])?;
@@ -257,6 +272,7 @@ mod tests {
                 Change::Ban(ban("192.0.2.4", Bantime::Forever)),
                 Change::Release { jail: jail.clone(), target: "192.0.2.4".parse().unwrap() },
             ],
+            ignored: ["192.0.2.0/24", "2001:db8::/32"].map(|net| net.parse().unwrap()).into(),
             stale_failures: Timestamp::from_millis(0),
             stale_offenders: Timestamp::from_millis(0),
             now: Timestamp::from_millis(2_000),
@@ -272,6 +288,7 @@ mod tests {
         let (state, saved) = State::open(dir.path()).unwrap();
         assert_eq!(saved.positions, step().positions);
         assert_eq!(saved.memories, step().memories);
+        assert_eq!(saved.ignored, step().ignored);
         let bans: Vec<String> =
             saved.bans.iter().map(|ban| format!("{} {}", ban.target, ban.bantime)).collect();
         assert_eq!(
@@ -280,8 +297,10 @@ mod tests {
             "the one that ended and the lifted one are gone"
         );
         let forgotten = |(jail, target, ..): Memory| (jail, target, vec![], None);
-        state.close(Step { memories: step().memories.into_iter().map(forgotten).collect(), ..step() });
-        assert_eq!(State::open(dir.path()).unwrap().1.memories, []);
+        let memories = step().memories.into_iter().map(forgotten).collect();
+        state.close(Step { memories, ignored: BTreeSet::new(), ..step() });
+        let saved = State::open(dir.path()).unwrap().1;
+        assert_eq!((saved.memories, saved.ignored), (vec![], BTreeSet::new()));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The nouns of asking: how the agent stands, whom it bans, what it would have done.
 #![forbid(unsafe_code)]
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Block, Dropped, JailName, Target, Timestamp};
+use crate::model::{Block, Dropped, Hook, JailName, Target, Timestamp};
 
 /// Everything that can be asked of a running agent at a glance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,8 @@ pub struct Status {
     pub jails: Vec<JailStatus>,
     pub sources: Vec<SourceStatus>,
     pub repairs: Repairs,
+    /// Whom an administrator spares by hand, over restarts.
+    pub ignored: Vec<IpNet>,
     /// What is wrong as a whole; empty where all is well.
     pub troubles: Vec<String>,
 }
@@ -45,6 +48,7 @@ pub struct JailStatus {
     /// It counts nothing for now, by hand.
     pub paused: bool,
     pub block: Block,
+    pub hooks: Vec<Hook>,
     pub maxretry: u32,
     pub findtime: String,
     pub bantime: String,
@@ -112,6 +116,21 @@ pub enum Level {
     Note,
     /// Somebody must do something.
     Bad,
+}
+
+/// Somebody who is never banned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IgnoredStatus {
+    pub net: IpNet,
+    /// None: no jail bans it.
+    pub jail: Option<JailName>,
+    /// Who says so, in words.
+    pub from: String,
+}
+
+/// An address, or a network with its prefix.
+pub fn brief(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
 }
 
 /// What would have happened, had the agent watched these logs.

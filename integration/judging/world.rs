@@ -168,8 +168,9 @@ impl World {
             ports: Ports::All,
             capacity,
             block: nftjail::model::Block::Drop,
+            hooks: [nftjail::model::Hook::Prerouting].into(),
         };
-        let layout = Layout { cells: laws.iter().map(cell).collect(), never: Vec::new() };
+        let layout = Layout { cells: laws.iter().map(cell).collect(), ..Layout::default() };
         let kernel = Shared::default();
         kernel.kernel().memory.commit(&plan::install(&layout, None, &[])).unwrap();
         let (enforcer, answers, _) = Enforcer::spawn(Box::new(kernel.clone()), now);
@@ -216,6 +217,10 @@ impl World {
         let failure = Failure { addr: addr.parse().unwrap(), at: written.min(now()), weight, bantime };
         let expected = self.naive.fail(court, &failure, now());
         self.follow(out, expected.into_iter().collect());
+    }
+
+    pub fn now(&self) -> Timestamp {
+        now()
     }
 
     pub fn pass(&mut self, time: Duration) {

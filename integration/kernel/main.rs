@@ -2,12 +2,15 @@
 
 mod doctor;
 mod documents;
+mod hooks;
 mod netns;
 mod never;
 mod nft;
 mod protects;
 mod refuses;
 mod rejects;
+mod reloads;
 mod repairs;
 mod scene;
 mod selftest;
+mod soaks;

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use nftjail::model::{
-    Ban, Bantime, Block, Cell, Change, JailName, Layout, Ports, Protocol, Target, Timestamp,
+    Ban, Bantime, Block, Cell, Change, Hook, JailName, Layout, Ports, Protocol, Target, Timestamp,
 };
 use nftjail::nft::netlink::Netlink;
 use nftjail::nft::table::{Standing, Table};
@@ -64,7 +64,7 @@ pub fn jail(name: &str) -> JailName {
 
 pub fn cell(name: &str, ports: &[(Protocol, u16)], capacity: u32) -> Cell {
     let ports = if ports.is_empty() { Ports::All } else { Ports::Some(ports.iter().copied().collect()) };
-    Cell { jail: jail(name), ports, block: Block::Drop, capacity }
+    Cell { jail: jail(name), ports, block: Block::Drop, hooks: [Hook::Prerouting].into(), capacity }
 }
 
 /// The jails of `layout.nft`.
@@ -75,7 +75,7 @@ pub fn layout() -> Layout {
         cell("web", &[(Tcp, 80), (Tcp, 443)], 1 << 20),
         cell("recidive", &[], 1 << 20),
     ];
-    Layout { cells, never: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()] }
+    Layout { cells, owned: false, never: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()] }
 }
 
 pub fn ban(name: &str, addr: &str, seconds: u64) -> Change {

@@ -56,6 +56,11 @@ fn faults_in_the_configuration_are_pointed_at() {
         ),
         ("jails:\n  sshd:\n    increment: {factor: 0}\n", ":3:16: a factor of 0 would end every ban"),
         ("jails:\n  sshd:\n    block: rejct\n", ":3:12: unknown word \"rejct\": did you mean reject?"),
+        (
+            "jails:\n  sshd:\n    hook: inptu\n",
+            ":3:11: \"inptu\" is no hook: there are prerouting, input, forward",
+        ),
+        ("jails:\n  sshd:\n    hook: []\n", ":3:11: name one: prerouting, input or forward"),
         ("jails:\n  Sshd:\n", ":2:3: \"Sshd\" cannot name a jail"),
         ("jails:\n  mysshd:\n    port: 22\n", "needs the key rule"),
     ] {

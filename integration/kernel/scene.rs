@@ -15,6 +15,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub const SERVER: &str = "198.51.100.1";
+/// Behind the server, which passes on what is for it.
+pub const CONTAINER: &str = "192.0.2.77";
 pub const SERVER_V6: &str = "2001:db8:51::1";
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -24,6 +26,7 @@ pub struct Scene {
     pub dir: TempDir,
     server: String,
     attacker: String,
+    container: Option<String>,
     children: Vec<Child>,
 }
 
@@ -48,7 +51,46 @@ impl Scene {
             ip(&["-n", &server, family, "route", "add", "default", "dev", "cable0"]);
             ip(&["-n", &attacker, family, "route", "add", "default", "dev", "cable1"]);
         }
-        Scene { dir: TempDir::with_prefix("nftjail-").unwrap(), server, attacker, children: Vec::new() }
+        Scene {
+            dir: TempDir::with_prefix("nftjail-").unwrap(),
+            server,
+            attacker,
+            container: None,
+            children: Vec::new(),
+        }
+    }
+
+    /// A third namespace, which is reached through the server, with something that takes connections on this port.
+    pub fn add_container(&mut self, port: u16) {
+        let name = self.server.replace("njs-", "njc-");
+        ip(&["netns", "add", &name]);
+        self.container = Some(name.clone());
+        ip(&[
+            "link",
+            "add",
+            "cable2",
+            "netns",
+            &self.server,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "cable3",
+            "netns",
+            &name,
+        ]);
+        ip(&["-n", &self.server, "link", "set", "cable2", "up"]);
+        ip(&["-n", &name, "link", "set", "cable3", "up"]);
+        ip(&["-n", &self.server, "route", "add", CONTAINER, "dev", "cable2"]);
+        ip(&["-n", &name, "addr", "add", &format!("{CONTAINER}/32"), "dev", "cable3"]);
+        ip(&["-n", &name, "route", "add", "default", "dev", "cable3"]);
+        let routes = "echo 1 >/proc/sys/net/ipv4/ip_forward && echo 1 >/proc/sys/net/ipv4/conf/all/proxy_arp";
+        assert!(self.on_server("sh").args(["-c", routes]).status().unwrap().success());
+        let mut nc = inside(&name, "nc");
+        nc.args(["-l", "-k", "-s", CONTAINER, "-p", &port.to_string()]);
+        self.children.push(nc.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+        let from = "203.0.113.250";
+        self.wait_for("the container", || self.connects_to(from, CONTAINER, port));
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -74,14 +116,12 @@ impl Scene {
     /// Runs something on a thread of its own on the attacker's side, which now has this address.
     pub fn as_attacker<T: Send>(&self, address: &str, act: impl FnOnce() -> T + Send) -> T {
         self.give_attacker(address);
-        let namespace = File::open(Path::new("/run/netns").join(&self.attacker)).unwrap();
-        thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                act()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        on_thread_in(&self.attacker, act)
+    }
+
+    /// Runs something on a thread of its own on the server.
+    pub fn as_server<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        on_thread_in(&self.server, act)
     }
 
     fn give_attacker(&self, address: &str) {
@@ -97,7 +137,10 @@ impl Scene {
 
     /// Whether a TCP connection from this address to this port of the server comes about.
     pub fn connects(&self, from: &str, port: u16) -> bool {
-        let to = if from.contains(':') { SERVER_V6 } else { SERVER };
+        self.connects_to(from, if from.contains(':') { SERVER_V6 } else { SERVER }, port)
+    }
+
+    pub fn connects_to(&self, from: &str, to: &str, port: u16) -> bool {
         let port = port.to_string();
         let mut nc = self.on_attacker(from, "nc");
         nc.args(["-z", "-w", "1", "-s", from, to, &port]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -235,7 +278,7 @@ impl Drop for Scene {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for name in [&self.server, &self.attacker] {
+        for name in [&self.server, &self.attacker].into_iter().chain(&self.container) {
             let _ = Command::new("ip").args(["netns", "del", name]).status();
         }
     }
@@ -262,6 +305,17 @@ fn write_log(syslog: &UnixDatagram, log: &Path) {
         let message = text.split_once('>').and_then(|(_, rest)| rest.get(16..)).unwrap_or(&text);
         let _ = file.write_all(format!("{} web01 {}\n", now(), message.trim_end()).as_bytes());
     }
+}
+
+fn on_thread_in<T: Send>(namespace: &str, act: impl FnOnce() -> T + Send) -> T {
+    let namespace = File::open(Path::new("/run/netns").join(namespace)).unwrap();
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            act()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn inside(namespace: &str, program: &str) -> Command {

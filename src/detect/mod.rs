@@ -143,6 +143,17 @@ impl Detector {
         Detector { rules, by_program, others, is_syslog, memory: Memory::default() }
     }
 
+    /// Takes over what the detector that read the source before knew of it: its dates, and the connections that rules
+    /// which did not change are in the middle of.
+    pub fn inherit(&mut self, older: Detector) {
+        for listener in &mut self.rules {
+            if let Some(old) = older.rules.iter().find(|old| old.rule.is_like(&listener.rule)) {
+                listener.sessions = old.sessions.clone();
+            }
+        }
+        self.memory = older.memory;
+    }
+
     /// The rules in the order in which they were given; `found` is told their index.
     pub fn rules(&self) -> impl ExactSizeIterator<Item = &Arc<Rule>> {
         self.rules.iter().map(|listener| &listener.rule)
@@ -427,6 +438,34 @@ mod tests {
     fn sessions_join_by_captured_keys() {
         let yaml = "format: none\nsession: <SESSION>\nfailregex: ['^<SESSION> bad$']\nsessionregex: ['^<SESSION> is <HOST>$']";
         assert_eq!(found(&[rule(yaml)], &["a is 192.0.2.1", "b bad", "a bad"]), ["", "", "0:192.0.2.1*1"]);
+    }
+
+    #[test]
+    fn a_detector_goes_on_where_the_one_before_stopped() {
+        let yaml =
+            "format: [syslog, none]\nsession: pid\nfailregex: ['^bad$']\nsessionregex: ['^is <HOST>$']";
+        let other = yaml.replace("'^bad$'", "'^worse$', '^bad$'");
+        let heard = |again: Arc<Rule>, line: &str| {
+            let mut before = Detector::new(vec![rule(yaml)]);
+            before.detect(b"Nov 21 10:00:00 h app[1]: bad", Clock::Arrived(NOW), |_, _| ());
+            let mut after = Detector::new(vec![again]);
+            after.inherit(before);
+            let mut failures = 0;
+            after.detect(line.as_bytes(), Clock::Arrived(NOW), |_, verdict| {
+                failures += usize::from(matches!(verdict, Verdict::Failure(_)));
+            });
+            failures
+        };
+        let address = "Nov 21 10:00:01 h app[1]: is 192.0.2.1";
+        assert_eq!(heard(rule(yaml), address), 1, "what was owed is charged");
+        assert_eq!(heard(rule(&other), address), 0, "another rule may mean something else by it");
+        let own = "format: [date, none]\nfailregex: ['^bad <HOST>$']";
+        assert_eq!(found(&[rule(own)], &["bad 192.0.2.1"]), ["0:192.0.2.1*1"]);
+        assert_eq!(
+            heard(rule(own), "bad 192.0.2.1"),
+            0,
+            "a line without a date is still the rest of another"
+        );
     }
 
     #[test]

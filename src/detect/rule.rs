@@ -140,6 +140,15 @@ impl Rule {
         module.is_empty() || is_among(&self.module, module)
     }
 
+    /// Whether it means the same by each of its patterns.
+    pub fn is_like(&self, other: &Rule) -> bool {
+        let same = |(one, two): (&Pattern, &Pattern)| one.kind == two.kind && one.text == two.text;
+        self.name == other.name
+            && self.mode == other.mode
+            && self.patterns.len() == other.patterns.len()
+            && self.patterns.iter().zip(&other.patterns).all(same)
+    }
+
     /// How many bytes its automata hold.
     pub fn memory_usage(&self) -> usize {
         let alone = self.patterns.iter().filter_map(|pattern| pattern.alone.as_ref());

@@ -52,7 +52,7 @@ pub enum Outcome {
     Success { addr: IpAddr, user: Option<String> },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Session {
     began: Timestamp,
     serial: u64,
@@ -63,7 +63,7 @@ struct Session {
 }
 
 /// The sessions of one rule.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Sessions {
     open: HashMap<Box<[u8]>, Session>,
     /// Oldest first; a session that was closed meanwhile is still listed.

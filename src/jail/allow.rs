@@ -66,6 +66,14 @@ pub fn is_unbannable(addr: IpAddr) -> bool {
     }
 }
 
+/// Loopback and private addresses (RFC 1918, RFC 4193): in a log that the world writes to, those of a proxy.
+pub fn is_internal(addr: IpAddr) -> bool {
+    match addr.to_canonical() {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_private(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -90,11 +90,9 @@ impl Jail {
         &self.terms
     }
 
-    /// Goes on under a new law: bans stay as they are, failures count on if the window did not change.
+    /// Goes on under a new law: bans stay as they are, failures count on.
     pub fn amend(&mut self, terms: Terms) {
-        if (terms.maxretry, terms.findtime) != (self.terms.maxretry, self.terms.findtime) {
-            self.window = Window::new(terms.maxretry, terms.findtime, window::TARGETS_MAX);
-        }
+        self.window.amend(terms.maxretry, terms.findtime);
         self.terms = terms;
     }
 
@@ -158,6 +156,10 @@ impl Jail {
     /// Whose bans are on their way to the kernel.
     pub fn asked(&self) -> impl Iterator<Item = Target> {
         self.asked.keys().copied()
+    }
+
+    pub fn is_asked(&self, target: Target) -> bool {
+        self.asked.contains_key(&target)
     }
 
     /// The kernel took a change of this jail. True where a ban is new, false where one was changed or lifted.

@@ -39,6 +39,16 @@ impl Window {
         }
     }
 
+    /// Goes on under another law: what is remembered counts on, and bans no sooner than with the next failure.
+    pub fn amend(&mut self, maxretry: u32, findtime: Duration) {
+        self.maxretry = maxretry.max(1) as usize;
+        self.findtime = findtime;
+        self.times.retain(|_, times| {
+            times.drain(..times.len().saturating_sub(self.maxretry - 1));
+            !times.is_empty()
+        });
+    }
+
     /// Notes `weight` failures at `at`, in whatever order they come. None: that was the last straw, and the
     /// target's failures are forgotten. Else the number of failures that now count.
     pub fn record(&mut self, target: Target, at: Timestamp, weight: u32) -> Option<u32> {
@@ -177,6 +187,76 @@ mod tests {
         window.restore(target(1), vec![at(5), at(1)]);
         assert_eq!(window.times(target(1)), [at(1), at(5)]);
         assert_eq!(window.record(target(1), at(6), 1), None);
+    }
+
+    #[test]
+    fn another_law_forgets_nothing_and_bans_nobody_by_itself() {
+        let mut window = Window::new(5, Duration::from_secs(600), 100);
+        for n in 0..4 {
+            window.record(target(1), at(n), 1);
+        }
+        window.record(target(2), at(0), 1);
+        window.amend(10, Duration::from_secs(3_600));
+        assert_eq!(window.record(target(1), at(3_000), 1), Some(5));
+        window.amend(3, Duration::from_secs(3_600));
+        assert_eq!(window.times(target(1)), [at(3), at(3_000)]);
+        assert_eq!(window.record(target(1), at(3_001), 1), None, "the next one is the last straw");
+        assert_eq!(window.record(target(2), at(3_001), 1), Some(2));
+        window.amend(3, Duration::from_secs(60));
+        assert_eq!(window.record(target(2), at(3_002), 1), Some(2), "the first is too old by now");
+        window.amend(1, Duration::from_secs(60));
+        assert!(window.is_empty(), "and none is kept where one is enough");
+    }
+
+    /// So many bytes as the table holds, without what the allocator adds for each list.
+    fn bytes(window: &Window) -> usize {
+        let slots = window.times.capacity() * 8 / 7 * (size_of::<(Target, Vec<Timestamp>)>() + 1);
+        slots + window.times.values().map(|times| times.capacity() * size_of::<Timestamp>()).sum::<usize>()
+    }
+
+    #[test]
+    fn a_million_attackers_in_an_hour_cost_what_is_stated_and_the_most_dangerous_are_remembered() {
+        let mut window = Window::new(5, Duration::from_secs(3_600), TARGETS_MAX);
+        let (worst, old, recent) = (target(0), target(1), target(2));
+        for _ in 0..4 {
+            window.record(worst, at(0), 1);
+        }
+        for _ in 0..2 {
+            window.record(old, at(0), 1);
+        }
+        for n in 3..1_000_000_u32 {
+            window.record(target(n), at(i64::from(n) * 3_600 / 1_000_000), 1);
+            assert!(window.len() <= TARGETS_MAX);
+        }
+        assert!(bytes(&window) <= 14 << 20, "{} bytes", bytes(&window));
+        let told = window.forgotten() as usize + window.len();
+        assert_eq!(told, 1_000_000 - 1, "each of them is remembered, or counted as forgotten");
+        assert_eq!((window.times(worst).len(), window.times(old).len()), (4, 2), "more failures stay longer");
+        assert_eq!(window.times(target(3)), [], "of those with one, the oldest went first");
+        assert_eq!(window.times(target(999_999)).len(), 1);
+        window.record(recent, at(3_600), 1);
+        assert_eq!(window.record(worst, at(3_600), 1), None);
+    }
+
+    #[test]
+    fn of_those_with_as_many_failures_the_one_seen_longest_ago_is_forgotten() {
+        let mut window = Window::new(5, Duration::from_secs(600), 8);
+        for (n, second) in [(0, 7), (1, 3), (2, 9), (3, 5)] {
+            window.record(target(n), at(second), 2);
+        }
+        for (n, second) in [(4, 8), (5, 6), (6, 2), (7, 4)] {
+            window.record(target(n), at(second), 1);
+        }
+        let mut gone = Vec::new();
+        for newcomer in 10..17 {
+            for _ in 0..3 {
+                window.record(target(newcomer), at(10), 1);
+            }
+            let next = (0..8).find(|n| window.times(target(*n)).is_empty() && !gone.contains(n));
+            gone.push(next.unwrap());
+        }
+        assert_eq!(gone, [6, 7, 5, 4, 1, 3, 0], "fewest first, and of those the oldest");
+        assert_eq!(window.forgotten(), 7);
     }
 
     /// Every failure ever seen, and the definition of the rule applied to it.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ipnet::{Ipv4Subnets, Ipv6Subnets};
 
-use super::table::{Answer, Chain, Counter, Element, Family, Hook, Key, KeyType, Rule, Set, TABLE, Table};
-use crate::model::{Dropped, Protocol};
+use super::table::{Answer, Chain, Counter, Element, Family, Key, KeyType, Place, Rule, Set, TABLE, Table};
+use crate::model::{Dropped, Hook, Protocol};
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -196,9 +196,9 @@ impl fmt::Display for Time {
 impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\tchain {} {{", self.name)?;
-        match self.hook {
-            Hook::None => {}
-            hook => writeln!(f, "\t\t{hook}")?,
+        match self.place {
+            Place::Jumped => {}
+            place => writeln!(f, "\t\t{place}")?,
         }
         for rule in &self.rules {
             writeln!(f, "\t\t{rule}")?;
@@ -207,13 +207,15 @@ impl fmt::Display for Chain {
     }
 }
 
-impl fmt::Display for Hook {
+impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Hook::None => "",
-            Hook::Prerouting => "type filter hook prerouting priority raw - 10; policy accept;",
-            Hook::Foreign => "# foreign: another hook",
-        })
+        let (hook, priority) = match self {
+            Place::Jumped => return Ok(()),
+            Place::Foreign => return f.write_str("# foreign: another hook"),
+            Place::At(Hook::Prerouting) => ("prerouting", "raw"),
+            Place::At(hook) => (hook.name(), "filter"),
+        };
+        write!(f, "type filter hook {hook} priority {priority} - 10; policy accept;")
     }
 }
 
@@ -282,7 +284,8 @@ mod tests {
 
     #[test]
     fn foreign_things_print_as_comments() {
-        let chain = Chain { name: "x".into(), hook: Hook::Foreign, rules: vec![Rule::Foreign("log".into())] };
+        let chain =
+            Chain { name: "x".into(), place: Place::Foreign, rules: vec![Rule::Foreign("log".into())] };
         let table = Table { chains: vec![chain], foreign: vec!["quota q".into()], ..Table::default() };
         let text = table.to_string();
         assert!(text.contains("\t# foreign: quota q\n") && text.contains("\t\t# foreign: log\n"), "{text}");

@@ -106,9 +106,9 @@ fn explain(
 
 fn perform(table: &mut Option<Held>, what: &Operation) -> Result<(), Fault> {
     match what {
-        Operation::AddTable(comment) => {
+        Operation::AddTable { comment, owned } => {
             table.get_or_insert_with(|| {
-                let table = Table { comment: Some(comment.clone()), ..Table::default() };
+                let table = Table { comment: Some(comment.clone()), owned: *owned, ..Table::default() };
                 Held { table, elements: BTreeMap::new() }
             });
             Ok(())
@@ -121,7 +121,7 @@ fn perform(table: &mut Option<Held>, what: &Operation) -> Result<(), Fault> {
 fn perform_in(held: &mut Held, what: &Operation) -> Result<(), Fault> {
     let table = &mut held.table;
     match what {
-        Operation::AddTable(_) | Operation::DeleteTable => {}
+        Operation::AddTable { .. } | Operation::DeleteTable => {}
         Operation::AddCounter(counter) => {
             if table.counter(&counter.name).is_none() {
                 table.counters.push(counter.clone());
@@ -161,7 +161,7 @@ fn perform_in(held: &mut Held, what: &Operation) -> Result<(), Fault> {
             }
         }
         Operation::AddChain(chain) => match table.chain(&chain.name) {
-            Some(known) if known.hook == chain.hook => {}
+            Some(known) if known.place == chain.place => {}
             Some(_) => return Err((None, Errno::EXIST)),
             None => table.chains.push(chain.clone()),
         },
@@ -243,9 +243,10 @@ mod tests {
             jail: jail.clone(),
             ports: crate::model::Ports::All,
             block: crate::model::Block::Drop,
+            hooks: [crate::model::Hook::Prerouting].into(),
             capacity: 1,
         };
-        let layout = Layout { cells: vec![cell], never: Vec::new() };
+        let layout = Layout { cells: vec![cell], ..Layout::default() };
         memory.commit(&plan::install(&layout, None, &[])).unwrap();
         (memory, jail)
     }

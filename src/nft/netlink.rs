@@ -66,6 +66,13 @@ impl Netlink {
         Ok(addr.port_number())
     }
 
+    /// Whether this kernel lets a table have an owner that it outlives: Linux 6.9 does.
+    pub fn can_own(&mut self) -> bool {
+        let batch = Batch::owning(&format!("{TABLE}_probe"), self.sequence);
+        self.sequence = batch.next_sequence();
+        self.send(&batch.bytes).is_ok() && matches!(self.first_refusal(&batch), Ok(None))
+    }
+
     /// Where the limits may not be lifted, the kernel's usual ones do for 2,500 bans at once.
     fn widen(&self) {
         if sockopt::set_socket_send_buffer_size_force(&self.socket, SEND_BUFFER_BYTES).is_err() {
@@ -239,14 +246,13 @@ impl Netlink {
     }
 
     fn read_table(&mut self, elements: bool) -> Result<Option<Table>, Unanswered> {
-        let mut table = Table::default();
         let mut found = None;
         let name = |writer: &mut Writer| writer.text(NFTA_TABLE_NAME, TABLE);
         match self.ask(NFT_MSG_GETTABLE, false, name, |body| found = reply::table(body)) {
             Err(Unanswered::Refused(Errno::NOENT)) => return Ok(None),
             other => other?,
         }
-        table.comment = found.flatten();
+        let mut table: Table = found.unwrap_or_default();
         self.ask(NFT_MSG_GETCHAIN, true, |_| {}, |body| table.chains.extend(reply::chain(body)))?;
         self.ask(NFT_MSG_GETRULE, true, name, |body| {
             let Some((chain, rule)) = reply::rule(body) else { return };

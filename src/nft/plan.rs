@@ -6,42 +6,52 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::table::{Answer, Chain, Counter, Element, Family, Hook, Key, KeyType, Rule, Set, Standing, Table};
+use super::table::{
+    Answer, Chain, Counter, Element, Family, Key, KeyType, Place, Rule, Set, Standing, Table,
+};
 use super::transaction::{ELEMENTS_MAX, Operation, Transaction};
-use crate::model::{Block, Cell, Change, Dropped, JailName, Layout, Ports, Target, Timestamp};
+use crate::model::{Block, Cell, Change, Dropped, Hook, JailName, Layout, Ports, Target, Timestamp};
 
 const COMMENT: &str = "nftjail agent, layout 1";
 
 /// The table that the layout asks for, without bans.
 pub fn wanted(layout: &Layout) -> Table {
-    let mut table = Table { comment: Some(COMMENT.to_owned()), ..Table::default() };
+    let (comment, owned) = (Some(COMMENT.to_owned()), layout.owned);
+    let mut table = Table { comment, owned, ..Table::default() };
     table.counters = layout.cells.iter().map(|cell| counter(&cell.jail)).collect();
     let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
         IpNet::aggregate(&layout.never).into_iter().partition(|net| matches!(net, IpNet::V4(_)));
     table.sets = vec![never("ignore_v4", KeyType::Ipv4, v4), never("ignore_v6", KeyType::Ipv6, v6)];
-    let mut gate = vec![
-        Rule::Accept { family: Family::Ipv4, set: "ignore_v4".to_owned() },
-        Rule::Accept { family: Family::Ipv6, set: "ignore_v6".to_owned() },
-    ];
+    let mut gates = Hook::ALL.map(|hook| (hook, Vec::new()));
     let mut chains = Vec::new();
     for cell in &layout.cells {
         let jail = &cell.jail;
         table.sets.push(bans(cell, KeyType::Ipv4));
         table.sets.push(bans(cell, KeyType::Ipv6));
         let chain = format!("jail_{jail}");
-        gate.push(match ports(cell) {
+        let jump = match ports(cell) {
             None => Rule::Jump { chain: chain.clone() },
             Some(ports) => {
                 let rule = Rule::JumpPorts { ports: ports.name.clone(), chain: chain.clone() };
                 table.sets.push(ports);
                 rule
             }
-        });
-        chains.push(Chain { name: chain, hook: Hook::None, rules: drops(cell) });
+        };
+        let its = gates.iter_mut().filter(|(hook, _)| cell.hooks.contains(hook));
+        its.for_each(|(_, jumps)| jumps.push(jump.clone()));
+        chains.push(Chain { name: chain, place: Place::Jumped, rules: drops(cell) });
     }
-    table.chains = vec![Chain { name: "prerouting".to_owned(), hook: Hook::Prerouting, rules: gate }];
+    table.chains = gates.into_iter().filter(|(_, jumps)| !jumps.is_empty()).map(gate).collect();
     table.chains.extend(chains);
     table
+}
+
+/// Where packets come from the kernel: first those who are never banned pass, then the jails of this hook are asked.
+fn gate((hook, jumps): (Hook, Vec<Rule>)) -> Chain {
+    let accept = |family, set: &str| Rule::Accept { family, set: set.to_owned() };
+    let mut rules = vec![accept(Family::Ipv4, "ignore_v4"), accept(Family::Ipv6, "ignore_v6")];
+    rules.extend(jumps);
+    Chain { name: hook.name().to_owned(), place: Place::At(hook), rules }
 }
 
 /// The rules of a jail's chain. What is rejected is TCP first, since a reset is for TCP alone.
@@ -108,8 +118,9 @@ pub fn install(layout: &Layout, found: Option<&Table>, standing: &[Standing]) ->
     if found.is_some() && !keep {
         transaction.push(Operation::DeleteTable);
     }
-    if !keep {
-        transaction.push(Operation::AddTable(COMMENT.to_owned()));
+    // A table that outlived its owner is owned again by adding it.
+    if !keep || layout.owned {
+        transaction.push(Operation::AddTable { comment: COMMENT.to_owned(), owned: layout.owned });
     }
     let old = if keep { held } else { &nothing };
     clear(&mut transaction, old, &wanted);
@@ -140,8 +151,11 @@ pub fn mend(layout: &Layout, found: Option<&Table>, believed: Vec<Standing>) -> 
 
 /// Whether the table itself can be kept: what cannot be changed in place, or named one by one, goes with it.
 fn may_stay(found: &Table, wanted: &Table) -> bool {
-    let same_hook = |chain: &Chain| wanted.chain(&chain.name).is_none_or(|wanted| wanted.hook == chain.hook);
-    found.comment == wanted.comment && found.foreign.is_empty() && found.chains.iter().all(same_hook)
+    let same_place =
+        |chain: &Chain| wanted.chain(&chain.name).is_none_or(|wanted| wanted.place == chain.place);
+    (&found.comment, found.owned) == (&wanted.comment, wanted.owned)
+        && found.foreign.is_empty()
+        && found.chains.iter().all(same_place)
 }
 
 /// Deletes what must not stay: rules first, since they hold the sets, then sets, which may hold chains.
@@ -321,12 +335,17 @@ mod tests {
     use crate::nft::Firewall;
     use crate::nft::memory::Memory;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
     use std::time::Duration;
 
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
     fn jail(name: &str) -> JailName {
         name.parse().unwrap()
+    }
+
+    fn prerouting() -> BTreeSet<Hook> {
+        [Hook::Prerouting].into()
     }
 
     fn ban(addr: &str, ms: u64) -> Change {
@@ -384,8 +403,14 @@ mod tests {
 
     #[test]
     fn where_not_all_fit_those_that_last_longest_are_installed() {
-        let cell = Cell { jail: jail("sshd"), ports: Ports::All, block: Block::Drop, capacity: 2 };
-        let layout = Layout { cells: vec![cell], never: Vec::new() };
+        let cell = Cell {
+            jail: jail("sshd"),
+            ports: Ports::All,
+            block: Block::Drop,
+            hooks: prerouting(),
+            capacity: 2,
+        };
+        let layout = Layout { cells: vec![cell], ..Layout::default() };
         let standing = |addr: &str, seconds: Option<u64>| {
             let time = seconds.map(Duration::from_secs);
             Standing { jail: jail("sshd"), target: addr.parse().unwrap(), timeout: time, expires: time }
@@ -398,8 +423,14 @@ mod tests {
 
     #[test]
     fn another_block_changes_the_rules_of_its_jail_and_nothing_else() {
-        let cell = |name| Cell { jail: jail(name), ports: Ports::All, block: Block::Drop, capacity: 2 };
-        let mut layout = Layout { cells: vec![cell("sshd"), cell("web")], never: Vec::new() };
+        let cell = |name| Cell {
+            jail: jail(name),
+            ports: Ports::All,
+            block: Block::Drop,
+            hooks: prerouting(),
+            capacity: 2,
+        };
+        let mut layout = Layout { cells: vec![cell("sshd"), cell("web")], ..Layout::default() };
         let mut memory = Memory::default();
         memory.commit(&install(&layout, None, &[])).unwrap();
         memory.commit(&apply(&[ban("192.0.2.1", 60_000)], NOW)).unwrap();
@@ -418,6 +449,36 @@ mod tests {
         assert_eq!(script.lines().collect::<Vec<_>>(), expected);
     }
 
+    #[test]
+    fn a_jail_is_asked_at_its_hooks_only_and_nobody_is_dropped_there_who_is_never_banned() {
+        let cell = |name, hooks: &[Hook]| Cell {
+            jail: jail(name),
+            ports: Ports::All,
+            block: Block::Drop,
+            hooks: hooks.iter().copied().collect(),
+            capacity: 2,
+        };
+        let layout = Layout {
+            cells: vec![cell("own", &[Hook::Input]), cell("both", &[Hook::Input, Hook::Forward])],
+            ..Layout::default()
+        };
+        let script = install(&layout, None, &[]).to_string();
+        let gates: Vec<&str> =
+            script.lines().filter(|line| line.contains(" hook ") || line.contains(" jump ")).collect();
+        let expected = [
+            "add chain inet nftjail input { type filter hook input priority filter - 10; policy accept; }",
+            "add chain inet nftjail forward { type filter hook forward priority filter - 10; policy accept; }",
+            "add rule inet nftjail input jump jail_own",
+            "add rule inet nftjail input jump jail_both",
+            "add rule inet nftjail forward jump jail_both",
+        ];
+        assert_eq!(gates, expected);
+        for hook in ["input", "forward"] {
+            let never = script.find(&format!("add rule inet nftjail {hook} ip saddr @ignore_v4 accept"));
+            assert!(never < script.find(&format!("{hook} jump")) && never.is_some(), "{script}");
+        }
+    }
+
     fn layouts() -> impl Strategy<Value = Layout> {
         let ports = prop_oneof![
             Just(Ports::All),
@@ -425,13 +486,18 @@ mod tests {
                 .prop_map(|ports| Ports::Some(ports.into_iter().map(|port| (Protocol::Tcp, port)).collect())),
         ];
         let block = prop::sample::select(vec![Block::Drop, Block::Reject]);
-        let cell = (prop::sample::select(vec!["a", "b", "c"]), ports, block, 2u32..4)
-            .prop_map(|(name, ports, block, capacity)| Cell { jail: jail(name), ports, block, capacity });
+        let hooks = prop::sample::subsequence(Hook::ALL.to_vec(), 1..=3);
+        let cell = (prop::sample::select(vec!["a", "b", "c"]), ports, block, hooks, 2u32..4).prop_map(
+            |(name, ports, block, hooks, capacity)| {
+                let hooks = hooks.into_iter().collect();
+                Cell { jail: jail(name), ports, block, hooks, capacity }
+            },
+        );
         let never = prop::sample::subsequence(vec!["10.0.0.0/8", "10.0.0.0/9", "10.128.0.0/9", "::/0"], 0..4);
         (proptest::collection::vec(cell, 0..4), never).prop_map(|(mut cells, never)| {
             cells.sort_by_key(|cell| cell.jail.clone());
             cells.dedup_by_key(|cell| cell.jail.clone());
-            Layout { cells, never: never.into_iter().map(|net| net.parse().unwrap()).collect() }
+            Layout { cells, never: never.into_iter().map(|net| net.parse().unwrap()).collect(), owned: false }
         })
     }
 
@@ -457,6 +523,7 @@ mod tests {
                 let found = found.unwrap();
                 let wanted = wanted(&layout);
                 prop_assert_eq!(found.sets.len(), wanted.sets.len());
+                prop_assert_eq!(found.chains.len(), wanted.chains.len());
                 for chain in &wanted.chains {
                     prop_assert_eq!(found.chain(&chain.name), Some(chain));
                 }

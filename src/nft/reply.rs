@@ -8,9 +8,9 @@ use super::attribute::{
     HEADER_BYTES, Message, attributes, be32, find, find_be32, find_be64, find_text, messages, ne32,
 };
 use super::rule;
-use super::table::{Chain, Counter, Element, Hook, Key, KeyType, Rule, Set, Standing, TABLE};
+use super::table::{Chain, Counter, Element, Key, KeyType, Place, Rule, Set, Standing, TABLE, Table};
 use super::wire::*;
-use crate::model::{Dropped, JailName, Target};
+use crate::model::{Dropped, Hook, JailName, Target};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -19,7 +19,6 @@ const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_OFFS: u16 = 2;
 const NFT_SET_ANONYMOUS: u32 = 1;
-const NF_INET_PRE_ROUTING: u32 = 0;
 
 /// One message of an answer.
 #[derive(Debug)]
@@ -85,27 +84,28 @@ pub fn committer(body: &[u8]) -> String {
     }
 }
 
-/// The comment of our table, where the object is our table.
-pub fn table(body: &[u8]) -> Option<Option<String>> {
+/// Our table without anything in it, where the object is our table.
+pub fn table(body: &[u8]) -> Option<Table> {
     ours(body)?;
-    Some(find(body, NFTA_TABLE_USERDATA).and_then(|notes| read_note(notes, NOTE_TABLE_COMMENT)))
+    // Without its owner a table keeps the other flag.
+    let owned = find_be32(body, NFTA_TABLE_FLAGS).is_some_and(|flags| flags & NFT_TABLE_F_PERSIST != 0);
+    let comment = find(body, NFTA_TABLE_USERDATA).and_then(|notes| read_note(notes, NOTE_TABLE_COMMENT));
+    Some(Table { comment, owned, ..Table::default() })
 }
 
 pub fn chain(body: &[u8]) -> Option<Chain> {
     ours(body)?;
-    let hook = match find(body, NFTA_CHAIN_HOOK) {
-        None => Hook::None,
-        Some(hook) => {
-            let place = (find_be32(hook, NFTA_HOOK_HOOKNUM), find_be32(hook, NFTA_HOOK_PRIORITY));
+    let place = match find(body, NFTA_CHAIN_HOOK) {
+        None => Place::Jumped,
+        Some(found) => {
+            let at = find_be32(found, NFTA_HOOK_HOOKNUM).zip(find_be32(found, NFTA_HOOK_PRIORITY));
             let filter = find_text(body, NFTA_CHAIN_TYPE).as_deref() == Some("filter");
             let accept = find_be32(body, NFTA_CHAIN_POLICY) == Some(NF_ACCEPT);
-            match place == (Some(NF_INET_PRE_ROUTING), Some(PRIORITY)) && filter && accept {
-                true => Hook::Prerouting,
-                false => Hook::Foreign,
-            }
+            let hook = Hook::ALL.into_iter().find(|hook| at == Some(hook_and_priority(*hook)));
+            hook.filter(|_| filter && accept).map_or(Place::Foreign, Place::At)
         }
     };
-    Some(Chain { name: find_text(body, NFTA_CHAIN_NAME)?, hook, rules: Vec::new() })
+    Some(Chain { name: find_text(body, NFTA_CHAIN_NAME)?, place, rules: Vec::new() })
 }
 
 /// A rule and the chain that it is in.
@@ -335,9 +335,9 @@ mod tests {
             let element = Element::lasting(Key::Service(6, 22), Some(Duration::from_secs(1)), None);
             let mut bodies = vec![
                 sent(Operation::AddSet(interval_set())),
-                sent(Operation::AddTable("x".to_owned())),
+                sent(Operation::AddTable { comment: "x".to_owned(), owned: false }),
                 sent(Operation::AddRule { chain: "c".into(), rule: Rule::Jump { chain: "d".into() } }),
-                sent(Operation::AddChain(Chain { name: "c".into(), hook: Hook::Prerouting, rules: vec![] })),
+                sent(Operation::AddChain(Chain { name: "c".into(), place: Place::At(Hook::Input), rules: vec![] })),
                 sent(Operation::AddElements { set: "s".into(), elements: vec![element; 3].into() }),
             ];
             for body in &mut bodies {

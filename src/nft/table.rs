@@ -1,11 +1,11 @@
 //! What one nftables table holds, as plain values; `listing` prints them.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::model::{Dropped, JailName, Target};
+use crate::model::{Dropped, Hook, JailName, Target};
 
 /// The name of our table, in the family `inet`.
 pub const TABLE: &str = "nftjail";
@@ -21,6 +21,8 @@ pub const TIMEOUT_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Table {
     pub comment: Option<String>,
+    /// Nobody but its owner may change it: NFT_TABLE_F_OWNER and, so that it outlives the owner, NFT_TABLE_F_PERSIST.
+    pub owned: bool,
     pub counters: Vec<Counter>,
     pub sets: Vec<Set>,
     pub chains: Vec<Chain>,
@@ -43,9 +45,9 @@ impl Table {
         self.counters.iter().find(|counter| counter.name == name)
     }
 
-    /// Why packets from whom a jail bans would not be dropped; none where the kernel calls a chain that leads to
-    /// rules that drop them, and nothing in it is not ours.
-    pub fn gap(&self, jail: &JailName) -> Option<String> {
+    /// Why packets from whom a jail bans would not be dropped; none where at each of these hooks, or at any where none
+    /// is named, the kernel calls a chain that leads to rules that drop them, and nothing in it is not ours.
+    pub fn gap(&self, jail: &JailName, hooks: &BTreeSet<Hook>) -> Option<String> {
         let ours = |chain: &&Chain| !chain.rules.iter().any(|rule| matches!(rule, Rule::Foreign(_)));
         for suffix in ["v4", "v6"] {
             let wanted = format!("{jail}_{suffix}");
@@ -62,8 +64,12 @@ impl Table {
                 _ => true,
             };
             let leads = |rule: &Rule| rule.target() == Some(&chain.name) && has_ports(rule);
-            let called = |chain: &Chain| !matches!(chain.hook, Hook::None | Hook::Foreign);
-            if !self.chains.iter().filter(ours).any(|gate| called(gate) && gate.rules.iter().any(leads)) {
+            let gates = || self.chains.iter().filter(ours).filter(|gate| gate.rules.iter().any(leads));
+            let at = |hook: Hook| gates().any(|gate| gate.place == Place::At(hook));
+            if let Some(missing) = hooks.iter().find(|hook| !at(**hook)) {
+                return Some(format!("no chain at {} leads to the chain {}", missing.name(), chain.name));
+            }
+            if !Hook::ALL.into_iter().any(at) {
                 return Some(format!("no chain that the kernel calls leads to the chain {}", chain.name));
             }
         }
@@ -185,18 +191,19 @@ pub enum Key {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     pub name: String,
-    pub hook: Hook,
+    pub place: Place,
     pub rules: Vec<Rule>,
 }
 
 /// Where the kernel calls a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
+pub enum Place {
     /// Nowhere: rules jump to it.
-    None,
-    /// Prerouting at priority raw - 10: before connection tracking and before destination NAT, so that
-    /// published container ports are covered and established connections are cut.
-    Prerouting,
+    Jumped,
+    /// Prerouting at priority raw - 10: before connection tracking and before destination NAT, so that published
+    /// container ports are covered and established connections are cut. The others at filter - 10, before what the
+    /// host's own firewall mostly accepts.
+    At(Hook),
     /// A hook, type, priority or policy that we never write.
     Foreign,
 }
@@ -297,29 +304,44 @@ mod tests {
         let jail: JailName = "sshd".parse().unwrap();
         let ports = crate::model::Ports::Some([(crate::model::Protocol::Tcp, 22)].into());
         let block = crate::model::Block::Reject;
-        let cell = crate::model::Cell { jail: jail.clone(), ports, block, capacity: 10 };
-        let whole = crate::nft::plan::wanted(&crate::model::Layout { cells: vec![cell], never: Vec::new() });
-        assert_eq!(whole.gap(&jail), None);
+        let hooks: BTreeSet<Hook> = [Hook::Prerouting, Hook::Input].into();
+        let cell =
+            crate::model::Cell { jail: jail.clone(), ports, block, hooks: hooks.clone(), capacity: 10 };
+        let layout = crate::model::Layout { cells: vec![cell], ..crate::model::Layout::default() };
+        let whole = crate::nft::plan::wanted(&layout);
+        assert_eq!(whole.gap(&jail, &hooks), None);
         let without = |change: &dyn Fn(&mut Table)| {
             let mut table = whole.clone();
             change(&mut table);
-            table.gap(&jail).unwrap_or_default()
+            table.gap(&jail, &hooks).unwrap_or_default()
         };
+        let chain = |name: &'static str| {
+            move |table: &mut Table, change: &dyn Fn(&mut Chain)| {
+                change(table.chains.iter_mut().find(|chain| chain.name == name).unwrap());
+            }
+        };
+        let (drops, gate) = (chain("jail_sshd"), chain("prerouting"));
+        let foreign = || Rule::Foreign("x".to_owned());
         assert_eq!(
             without(&|table| table.sets.retain(|set| set.name != "sshd_v6")),
             "there is no set sshd_v6"
         );
         let no_rule = "no rule drops what is in the set sshd_v4";
-        assert_eq!(without(&|table| table.chains[1].rules.clear()), no_rule);
-        assert_eq!(without(&|table| table.chains[1].rules.insert(0, Rule::Foreign("x".to_owned()))), no_rule);
-        let uncalled = "no chain that the kernel calls leads to the chain jail_sshd";
-        assert_eq!(without(&|table| table.chains[0].rules.clear()), uncalled);
-        assert_eq!(without(&|table| table.chains[0].rules.push(Rule::Foreign("x".to_owned()))), uncalled);
-        assert_eq!(without(&|table| table.chains[0].hook = Hook::None), uncalled);
+        assert_eq!(without(&|table| drops(table, &|chain| chain.rules.clear())), no_rule);
+        assert_eq!(without(&|table| drops(table, &|chain| chain.rules.insert(0, foreign()))), no_rule);
+        let uncalled = "no chain at prerouting leads to the chain jail_sshd";
+        assert_eq!(without(&|table| gate(table, &|chain| chain.rules.clear())), uncalled);
+        assert_eq!(without(&|table| gate(table, &|chain| chain.rules.push(foreign()))), uncalled);
+        assert_eq!(without(&|table| gate(table, &|chain| chain.place = Place::Jumped)), uncalled);
         let no_ports = |table: &mut Table| {
             let ports = table.sets.iter_mut().filter(|set| set.name == "sshd_ports");
             ports.for_each(|set| set.elements.clear());
         };
         assert_eq!(without(&no_ports), uncalled);
+        let mut one = whole.clone();
+        gate(&mut one, &|chain| chain.rules.clear());
+        assert_eq!(one.gap(&jail, &BTreeSet::new()), None, "it is met at input");
+        one.chains.retain(|chain| chain.name != "input");
+        assert!(one.gap(&jail, &BTreeSet::new()).is_some());
     }
 }

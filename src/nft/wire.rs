@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use super::attribute::{FAMILY_BYTES, HEADER_BYTES, Head, Writer, find, messages, positions};
 use super::rule;
-use super::table::{Chain, Counter, Element, Hook, Key, KeyType, Set, TABLE};
+use super::table::{Chain, Counter, Element, Key, KeyType, Place, Set, TABLE};
 use super::transaction::{Operation, Transaction};
+use crate::model::Hook;
 
 // Numbers of include/uapi/linux/netlink.h, netfilter/nfnetlink.h and netfilter/nf_tables.h.
 pub const NLM_F_REQUEST: u16 = 1;
@@ -31,6 +32,7 @@ pub const NFT_MSG_NEWOBJ: u16 = 18;
 pub const NFT_MSG_GETOBJ: u16 = 19;
 pub const NFT_MSG_GETFLOWTABLE: u16 = 23;
 pub const NFTA_TABLE_NAME: u16 = 1;
+pub const NFTA_TABLE_FLAGS: u16 = 2;
 pub const NFTA_TABLE_USERDATA: u16 = 6;
 pub const NFTA_CHAIN_NAME: u16 = 3;
 pub const NFTA_CHAIN_HOOK: u16 = 4;
@@ -63,13 +65,13 @@ pub const NFTA_OBJ_DATA: u16 = 4;
 pub const NFTA_COUNTER_BYTES: u16 = 1;
 pub const NFTA_COUNTER_PACKETS: u16 = 2;
 pub const NFTA_DATA_VALUE: u16 = 1;
+pub const NFT_TABLE_F_OWNER: u32 = 0x2;
+pub const NFT_TABLE_F_PERSIST: u32 = 0x4;
 pub const NFT_SET_INTERVAL: u32 = 0x4;
 pub const NFT_SET_TIMEOUT: u32 = 0x10;
 pub const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
 pub const NFT_OBJECT_COUNTER: u32 = 1;
 pub const NF_ACCEPT: u32 = 1;
-/// Raw is -300 (include/uapi/linux/netfilter_ipv4.h).
-pub const PRIORITY: u32 = -310i32 as u32;
 /// The numbers by which nft knows a set's key: its data types, six bits each (nft's datatype.h).
 pub const TYPE_IPV4: u32 = 7;
 pub const TYPE_IPV6: u32 = 8;
@@ -78,6 +80,16 @@ pub const TYPE_PROTO_SERVICE: u32 = 12 << 6 | 13;
 pub const NOTE_TABLE_COMMENT: u8 = 0;
 pub const NOTE_SET_BYTE_ORDER: u8 = 0;
 pub const NOTE_SET_COMMENT: u8 = 7;
+
+/// A hook by its number (include/uapi/linux/netfilter.h), and the priority that our chain has there: raw is -300,
+/// filter 0 (include/uapi/linux/netfilter_ipv4.h).
+pub fn hook_and_priority(hook: Hook) -> (u32, u32) {
+    match hook {
+        Hook::Prerouting => (0, -310i32 as u32),
+        Hook::Input => (1, -10i32 as u32),
+        Hook::Forward => (2, -10i32 as u32),
+    }
+}
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
@@ -115,6 +127,25 @@ impl Batch {
         }
         sequence = sequence.wrapping_add(1);
         writer.message(fence(NFNL_MSG_BATCH_END, sequence), |_| {});
+        Batch { bytes: writer.into_bytes(), first_sequence, starts }
+    }
+
+    /// Creates a table of that name as its owner and deletes it, which nobody sees.
+    pub fn owning(table: &str, first_sequence: u32) -> Batch {
+        let mut writer = Writer::default();
+        let numbered = |step| first_sequence.wrapping_add(step);
+        writer.message(fence(NFNL_MSG_BATCH_BEGIN, first_sequence), |_| {});
+        let mut starts = Vec::new();
+        for (step, kind, flags) in [(1, NFT_MSG_NEWTABLE, NLM_F_CREATE), (2, NFT_MSG_DELTABLE, 0)] {
+            starts.push(writer.position());
+            writer.message(head(kind, NLM_F_REQUEST | flags, numbered(step)), |writer| {
+                writer.text(NFTA_TABLE_NAME, table);
+                if kind == NFT_MSG_NEWTABLE {
+                    writer.be32(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
+                }
+            });
+        }
+        writer.message(fence(NFNL_MSG_BATCH_END, numbered(3)), |_| {});
         Batch { bytes: writer.into_bytes(), first_sequence, starts }
     }
 
@@ -179,7 +210,7 @@ fn fence(kind: u16, sequence: u32) -> Head {
 
 fn kind(operation: &Operation) -> (u16, u16) {
     match operation {
-        Operation::AddTable(_) => (NFT_MSG_NEWTABLE, NLM_F_CREATE),
+        Operation::AddTable { .. } => (NFT_MSG_NEWTABLE, NLM_F_CREATE),
         Operation::DeleteTable => (NFT_MSG_DELTABLE, 0),
         Operation::AddCounter(_) => (NFT_MSG_NEWOBJ, NLM_F_CREATE),
         Operation::DeleteCounter(_) => (NFT_MSG_DELOBJ, 0),
@@ -202,7 +233,12 @@ fn write(writer: &mut Writer, operation: &Operation, set_id: u32) {
         _ => writer.text(NFTA_TABLE_NAME, TABLE),
     }
     match operation {
-        Operation::AddTable(comment) => writer.bytes(NFTA_TABLE_USERDATA, &note(NOTE_TABLE_COMMENT, comment)),
+        Operation::AddTable { comment, owned } => {
+            if *owned {
+                writer.be32(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
+            }
+            writer.bytes(NFTA_TABLE_USERDATA, &note(NOTE_TABLE_COMMENT, comment));
+        }
         Operation::AddCounter(counter) => write_counter(writer, counter),
         Operation::DeleteCounter(name) => {
             writer.text(NFTA_OBJ_NAME, name);
@@ -269,12 +305,13 @@ fn write_set(writer: &mut Writer, set: &Set, id: u32) {
 
 fn write_chain(writer: &mut Writer, chain: &Chain) {
     writer.text(NFTA_CHAIN_NAME, &chain.name);
-    if chain.hook == Hook::Prerouting {
+    if let Place::At(hook) = chain.place {
+        let (number, priority) = hook_and_priority(hook);
         writer.text(NFTA_CHAIN_TYPE, "filter");
         writer.be32(NFTA_CHAIN_POLICY, NF_ACCEPT);
         writer.nest(NFTA_CHAIN_HOOK, |writer| {
-            writer.be32(NFTA_HOOK_HOOKNUM, 0);
-            writer.be32(NFTA_HOOK_PRIORITY, PRIORITY);
+            writer.be32(NFTA_HOOK_HOOKNUM, number);
+            writer.be32(NFTA_HOOK_PRIORITY, priority);
         });
     }
 }
@@ -358,7 +395,7 @@ mod tests {
 
     fn batch(elements: Vec<Element>) -> Batch {
         let mut transaction = Transaction::default();
-        transaction.push(Operation::AddTable("x".to_owned()));
+        transaction.push(Operation::AddTable { comment: "x".to_owned(), owned: true });
         transaction.push(Operation::AddElements { set: "s".to_owned(), elements: elements.into() });
         Batch::new(&transaction, u32::MAX - 1)
     }

@@ -1,6 +1,8 @@
 //! An event as one line of text. Nothing from a log stands in it, only what we parsed.
 #![forbid(unsafe_code)]
 
+use std::net::IpAddr;
+
 use crate::model::Event;
 
 pub fn text(event: &Event) -> String {
@@ -33,6 +35,15 @@ pub fn text(event: &Event) -> String {
         Event::Ended { ban } => format!("{}: the ban of {} is over", ban.jail, ban.target),
         Event::Refused { jail, target, why } => format!("{jail}: {target} is NOT banned: {why}"),
     }
+}
+
+/// A log that names only a proxy, and what to do about it.
+pub fn proxied(log: &str, addr: IpAddr, trusted: bool) -> String {
+    let who = if trusted { "your proxy:" } else { "which is never banned: if that is a proxy," };
+    format!(
+        "every failure in {log} comes from {addr}, {who} log the real client (nginx: set_real_ip_from and \
+         real_ip_header; apache: mod_remoteip), or nobody can be banned"
+    )
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
 //! Status and bans as people read them: aligned columns, the line of truth on top.
 #![forbid(unsafe_code)]
 
-use crate::model::{Span, Timestamp};
-use crate::status::{BanStatus, JailStatus, Repairs, Replayed, SourceStatus, Status};
+use crate::model::{Hook, Span, Timestamp};
+use crate::status::{BanStatus, IgnoredStatus, JailStatus, Repairs, Replayed, SourceStatus, Status, brief};
+
+/// So many of those who are spared by hand are named in the status.
+const IGNORED_SHOWN: usize = 10;
 
 /// The whole status: one line that says how things stand, then jails, then sources.
 pub fn status(status: &Status) -> String {
@@ -13,6 +16,20 @@ pub fn status(status: &Status) -> String {
     if let Repairs { total, last: Some(last), by: Some(by) } = &status.repairs {
         let age = Span(status.now.since(*last));
         text += &format!("  our table was put back {total} times, last {age} ago after a change by {by}\n");
+    }
+    if !status.ignored.is_empty() {
+        let shown: Vec<String> = status.ignored.iter().take(IGNORED_SHOWN).map(brief).collect();
+        let more = match status.ignored.len() - shown.len() {
+            0 => String::new(),
+            more => format!(" and {more} more (nftjail ignore list)"),
+        };
+        text += &format!("  never banned, by hand: {}{more}\n", shown.join(", "));
+    }
+    for jail in status.jails.iter().filter(|jail| jail.forgotten_total > 0) {
+        text += &format!(
+            "  {}: {} addresses were forgotten early, those with the fewest failures first: too many failed at once\n",
+            jail.name, jail.forgotten_total
+        );
     }
     let dropped = |jail: &JailStatus| match jail.dropped {
         Some(dropped) => dropped.packets.to_string(),
@@ -27,7 +44,7 @@ pub fn status(status: &Status) -> String {
             jail.failing.to_string(),
             jail.failed_total.to_string(),
             dropped(jail),
-            jail.ports.clone(),
+            jail.ports.clone() + &hooks(jail),
             format!("{} in {}: {}", jail.maxretry, jail.findtime, jail.bantime),
         ]
     }));
@@ -45,6 +62,12 @@ pub fn status(status: &Status) -> String {
     }));
     text += "\n";
     text + &columns(&rows)
+}
+
+/// Where a jail's bans are met, if not where most are.
+fn hooks(jail: &JailStatus) -> String {
+    let names: Vec<&str> = jail.hooks.iter().map(|hook| hook.name()).collect();
+    if jail.hooks == [Hook::Prerouting] { String::new() } else { format!(" at {}", names.join(", ")) }
 }
 
 /// One line: how many jails are well, and what the others wait for. A jail is well when one of its
@@ -84,6 +107,16 @@ pub fn bans(bans: &[BanStatus], now: Timestamp) -> String {
     rows.extend(bans.into_iter().map(|ban| {
         let left = ban.ends.map_or_else(|| "never".to_owned(), |ends| Span(ends.since(now)).to_string());
         vec![ban.jail.to_string(), ban.target.to_string(), ban.at.to_string(), left]
+    }));
+    columns(&rows)
+}
+
+/// Who is never banned, and who says so.
+pub fn ignored(ignored: &[IgnoredStatus]) -> String {
+    let mut rows = vec![row(&["NEVER BANNED", "JAIL", "FROM"])];
+    rows.extend(ignored.iter().map(|who| {
+        let jail = who.jail.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
+        vec![brief(&who.net), jail, who.from.clone()]
     }));
     columns(&rows)
 }
@@ -149,6 +182,7 @@ mod tests {
                 ports: "22/tcp".to_owned(),
                 paused: false,
                 block: Block::Drop,
+                hooks: vec![Hook::Prerouting],
                 maxretry: 5,
                 findtime: "10m".to_owned(),
                 bantime: "1h".to_owned(),
@@ -167,6 +201,7 @@ mod tests {
                 behind: 0,
                 last_line: Some(Timestamp::from_millis(57_000)),
             }],
+            ignored: Vec::new(),
             troubles: Vec::new(),
         }
     }
@@ -183,6 +218,47 @@ SOURCE             STATE      LINES  LAST LINE
 /var/log/auth.log  following  300    3s ago
 ";
         assert_eq!(status(&sample()), wanted);
+    }
+
+    #[test]
+    fn a_jail_with_a_hook_of_its_own_shows_it() {
+        let mut jail = sample().jails.remove(0);
+        assert_eq!(hooks(&jail), "");
+        jail.hooks = vec![Hook::Input, Hook::Forward];
+        assert_eq!(hooks(&jail), " at input, forward");
+    }
+
+    #[test]
+    fn who_is_spared_by_hand_is_named() {
+        let mut status = sample();
+        status.ignored = (1..13)
+            .map(|n| format!("192.0.2.{n}/32").parse().unwrap())
+            .chain(["2001:db8::/32".parse().unwrap()])
+            .collect();
+        let text = super::status(&status);
+        assert!(text.contains("\n  never banned, by hand: 192.0.2.1, 192.0.2.2, "), "{text}");
+        assert!(text.contains(", 192.0.2.10 and 3 more (nftjail ignore list)\n"), "{text}");
+        let jail = Some("sshd".parse().unwrap());
+        let list = [(None, "hand"), (jail, "ignoreip (a.yaml:3)")].map(|(jail, from)| IgnoredStatus {
+            net: "192.0.2.0/24".parse().unwrap(),
+            jail,
+            from: from.to_owned(),
+        });
+        let wanted = "\
+NEVER BANNED  JAIL  FROM
+192.0.2.0/24  all   hand
+192.0.2.0/24  sshd  ignoreip (a.yaml:3)
+";
+        assert_eq!(ignored(&list), wanted);
+    }
+
+    #[test]
+    fn what_was_forgotten_early_is_said() {
+        let mut flooded = sample();
+        flooded.jails[0].forgotten_total = 12_500;
+        let wanted =
+            "1 jail ok\n  sshd: 12500 addresses were forgotten early, those with the fewest failures first";
+        assert!(status(&flooded).starts_with(wanted), "{}", status(&flooded));
     }
 
     #[test]

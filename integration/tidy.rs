@@ -34,9 +34,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "acquire", "model", "yaml", "detect", "jail", "nft", "tell", "bell", "engine", "enforcer",
             "sources", "sockets", "state", "config", "control", "host", "answers", "never", "spare",
-            "repair",
+            "repair", "audit",
         ],
     ),
+    ("diagnosis", &["host", "model", "nft", "status"]),
+    ("doctor", &["config", "control", "diagnosis", "host", "model", "nft", "status", "yaml"]),
+    ("tun", &["lab", "model"]),
+    ("selftest", &["acquire", "config", "control", "detect", "host", "model", "nft", "tun", "yaml"]),
+    ("audit", &["daemon", "enforcer", "host", "jail", "model", "nft"]),
     ("repair", &["control", "daemon", "enforcer", "engine", "host", "jail", "model", "nft", "status"]),
     (
         "reload",
@@ -54,7 +59,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "cli",
         &[
             "matching", "replay", "model", "yaml", "acquire", "detect", "tell", "config", "control", "host",
-            "daemon", "never", "trial",
+            "daemon", "never", "trial", "doctor", "nft", "selftest",
         ],
     ),
     ("main", &["cli"]),

@@ -33,6 +33,7 @@ impl Daemon {
             Request::Attempt { jail, addr } => self.attempt(&jail, addr),
             Request::Pause { jail, paused } => self.pause(&jail, paused),
             Request::Reload => self.reload().await,
+            Request::Probe { jail } => self.probe(&jail),
             Request::IgnoreAdd { net, force } => match self.ignore(net, force).await {
                 Ok((Some(ticket), done)) => {
                     self.waiting.insert(ticket, Waiting { answer, done });
@@ -96,6 +97,8 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             started: self.started,
+            loaded: self.loaded,
+            audited: self.audit.done,
             now: host::now(),
             pending: self.pending,
             repairs: self.repairs.done.clone(),
@@ -200,6 +203,16 @@ impl Daemon {
         let told: Vec<String> = out.events.iter().map(message::text).collect();
         self.follow(out);
         Response::Done(told.join("\n"))
+    }
+
+    fn probe(&mut self, name: &JailName) -> Response {
+        if self.engine.jail(name).is_none() {
+            return self.no_such_jail(name);
+        }
+        match self.engine.handle_probe(name, host::now()) {
+            Ok(addr) => Response::Probe(addr),
+            Err(why) => failed(Failed::Refused, why),
+        }
     }
 
     fn pause(&mut self, name: &JailName, paused: bool) -> Response {

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::acquire::place::Place;
+use crate::audit::Audit;
 use crate::bell::Bell;
 use crate::config::Config;
 use crate::control::{self, Asked, Failed, Response, failed};
@@ -100,9 +101,12 @@ pub struct Daemon {
     pub(crate) waiting: HashMap<u64, Waiting>,
     pub(crate) troubles: Vec<String>,
     pub(crate) repairs: Repairs,
+    pub(crate) audit: Audit,
     /// The kernel lets a table have an owner.
     pub(crate) can_own: bool,
     pub(crate) started: Timestamp,
+    /// When the configuration was read.
+    pub(crate) loaded: Timestamp,
 }
 
 /// A question that waits for the kernel.
@@ -127,6 +131,7 @@ struct Wakers {
 
 impl Daemon {
     async fn start(places: &Places) -> Result<(Daemon, Wakers, JoinHandle<()>), Stopped> {
+        let loaded = host::now();
         let mut config =
             Config::load(places.config.as_deref(), &Services::of_this_host()).map_err(bad_configuration)?;
         let listener = control::listen(&places.socket).map_err(Stopped::Failed)?;
@@ -176,8 +181,10 @@ impl Daemon {
             waiting: HashMap::new(),
             troubles,
             repairs: Repairs::default(),
+            audit: Audit::default(),
             can_own,
             started: host::now(),
+            loaded,
         };
         tracing::info!("{}", tell::screen::truth(&daemon.status(None)));
         Ok((daemon, wakers, thread))
@@ -214,6 +221,7 @@ impl Daemon {
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
                 () = tokio::task::yield_now(), if more => {}
             }
+            self.audit().await;
             self.repair().await;
             self.handle_time();
         }
@@ -268,6 +276,7 @@ impl Daemon {
         if done.lost {
             return self.handle_lost(done).await;
         }
+        let done = Done { taken: self.engine.without_probes(done.taken), ..done };
         let now = host::now();
         let mut out = Outcome::default();
         for change in &done.taken {
@@ -316,7 +325,8 @@ impl Daemon {
         let now = host::now();
         let due = [self.engine.poll_timeout(), self.sources.poll_timeout(now)].into_iter().flatten().min();
         let save_at = self.save_at.filter(|_| self.pending == 0);
-        let due = [due, self.repairs.poll_timeout()].into_iter().flatten().min();
+        let audit_at = self.audit.poll_timeout().filter(|_| self.pending == 0);
+        let due = [due, self.repairs.poll_timeout(), audit_at].into_iter().flatten().min();
         due.map(|due| Instant::now() + due.since(now)).into_iter().chain(save_at).min()
     }
 

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hasher};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
 use crate::jail::allow::{Allow, is_internal, is_unbannable};
 use crate::jail::{Jail, Terms, Verdict};
-use crate::model::{Ban, Change, Event, Failure, JailName, Mark, Memory, Target, Timestamp};
+use crate::model::{Ban, Bantime, Change, Event, Failure, JailName, Mark, Memory, Target, Timestamp};
 
 /// Which jails listen to one source, and with which rules.
 pub struct Listener {
@@ -36,7 +37,27 @@ pub struct Engine {
     paused: BTreeSet<JailName>,
     /// A number that nobody outside knows, for what is left to chance and for marks.
     secret: u64,
+    probes: Vec<Probe>,
 }
+
+/// A self-test: the next line in which this address fails bans it for a moment, and counts nowhere.
+#[derive(Debug)]
+struct Probe {
+    jail: JailName,
+    target: Target,
+    /// What comes later counts again.
+    until: Timestamp,
+    /// The line came.
+    met: bool,
+}
+
+/// Whom self-tests ban: nobody real has such an address (RFC 5737). The first that nobody spares is taken.
+const PROBED: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(192, 0, 2, 213), Ipv4Addr::new(198, 51, 100, 213), Ipv4Addr::new(203, 0, 113, 213)];
+/// How long a self-test bans.
+pub const PROBE_BANTIME: Duration = Duration::from_secs(2);
+/// How long its line may take.
+const PROBE_PATIENCE: Duration = Duration::from_secs(30);
 
 struct Source {
     detector: Detector,
@@ -68,6 +89,7 @@ impl Engine {
             unsaved: BTreeSet::new(),
             paused: BTreeSet::new(),
             secret,
+            probes: Vec::new(),
         };
         engine.listen(sources);
         engine
@@ -180,7 +202,9 @@ impl Engine {
         let Source { detector, jails, .. } = &mut self.sources[source];
         detector.detect(text, clock, |rule, detected| heard.push((jails[rule], detected)));
         for (jail, detected) in heard {
-            if self.is_paused(&self.jails[jail].terms().name) {
+            if matches!(&detected, Detected::Failure(finding) if self.meet_probe(jail, finding.addr, now, out))
+                || self.is_paused(&self.jails[jail].terms().name)
+            {
                 continue;
             }
             match detected {
@@ -214,6 +238,54 @@ impl Engine {
             user: user.as_ref().map(|user| mark(self.secret, user.as_bytes())),
             path: path.as_ref().map(|path| mark(self.secret, path)),
         }
+    }
+
+    /// Waits for a failure of an address that nobody real has, in this jail, and says which address. The line that
+    /// shows it bans it for [`PROBE_BANTIME`]; neither is counted, told or saved.
+    pub fn handle_probe(&mut self, name: &JailName, now: Timestamp) -> Result<IpAddr, String> {
+        self.probes.retain(|probe| probe.until > now);
+        if self.is_paused(name) {
+            return Err("it is paused".to_owned());
+        }
+        let is_free = |addr: &Ipv4Addr| {
+            let target = Target::of((*addr).into());
+            let stands = self.jail(name).is_some_and(|jail| jail.ban(target).is_some());
+            !stands && self.spares(name, target).is_none()
+        };
+        let Some(addr) = PROBED.into_iter().find(is_free) else {
+            return Err(format!(
+                "{PROBED:?} are all in ignoreip, or banned: one must be free for the self-test"
+            ));
+        };
+        let (jail, target) = (name.clone(), Target::of(addr.into()));
+        self.probes.push(Probe { jail, target, until: now.plus(PROBE_PATIENCE), met: false });
+        Ok(addr.into())
+    }
+
+    /// Whether a failure is a self-test's. It bans in the jail that waits for it, and counts in no other.
+    fn meet_probe(&mut self, jail: usize, addr: IpAddr, now: Timestamp, out: &mut Outcome) -> bool {
+        let target = Target::of(addr);
+        let name = &self.jails[jail].terms().name;
+        let mut probes = self.probes.iter_mut().filter(|probe| probe.target == target && probe.until > now);
+        let Some(first) = probes.next() else { return false };
+        if let Some(probe) =
+            std::iter::once(first).chain(probes).find(|probe| probe.jail == *name && !probe.met)
+        {
+            probe.met = true;
+            let bantime = Bantime::For(PROBE_BANTIME);
+            out.changes.push(Change::Ban(Ban { jail: name.clone(), target, at: now, bantime }));
+        }
+        true
+    }
+
+    /// What the kernel took without what self-tests asked for, which is not believed, told or saved.
+    pub fn without_probes(&self, mut taken: Vec<Change>) -> Vec<Change> {
+        let is_one = |ban: &Ban| {
+            let known = |probe: &Probe| probe.met && probe.jail == ban.jail && probe.target == ban.target;
+            ban.bantime == Bantime::For(PROBE_BANTIME) && self.probes.iter().any(known)
+        };
+        taken.retain(|change| !matches!(change, Change::Ban(ban) if is_one(ban)));
+        taken
     }
 
     /// Counts a failure that no log showed, as if one had.
@@ -423,4 +495,70 @@ fn chance(secret: u64, target: Target, at: Timestamp) -> u64 {
         mixed ^= mixed >> 31;
     }
     mixed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::Library;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+
+    fn engine() -> Engine {
+        let rule = Arc::new(Library::shipped().compile("sshd", None).unwrap());
+        let terms = |name: &str| Terms {
+            name: name.parse().unwrap(),
+            maxretry: 1,
+            findtime: Duration::from_secs(600),
+            bantime: Bantime::Forever,
+            distinct: false,
+            user_addrs: None,
+            friend_for: None,
+            increment: None,
+            ignoreip: Allow::default(),
+            hears_bans: name == "recidive",
+        };
+        let listeners = ["a", "b"].map(|jail| Listener { jail: jail.parse().unwrap(), rule: rule.clone() });
+        let terms = ["a", "b", "recidive"].map(terms).into();
+        Engine::new(terms, vec![listeners.into()], Allow::default(), 0)
+    }
+
+    fn read(engine: &mut Engine, addr: IpAddr, now: Timestamp) -> Outcome {
+        let mut out = Outcome::default();
+        let line = format!("sshd[1]: Failed password for root from {addr} port 4242 ssh2");
+        engine.handle_line(0, line.as_bytes(), Clock::Arrived(now), now, &mut out);
+        out
+    }
+
+    #[test]
+    fn a_self_test_bans_once_in_its_jail_and_counts_nowhere() {
+        let mut engine = engine();
+        let jail: JailName = "a".parse().unwrap();
+        let addr = engine.handle_probe(&jail, NOW).unwrap();
+        let out = read(&mut engine, addr, NOW);
+        assert_eq!(out.events, []);
+        let [Change::Ban(ban)] = &out.changes[..] else { panic!("{out:?}") };
+        assert_eq!((&ban.jail, ban.end()), (&jail, Some(NOW.plus(PROBE_BANTIME))));
+        assert_eq!(engine.without_probes(out.changes), []);
+        assert_eq!(read(&mut engine, addr, NOW), Outcome::default(), "the line was met");
+        assert_eq!(engine.take_unsaved(), []);
+        assert!(engine.jails().iter().all(|jail| jail.failed_total() == 0));
+
+        let late = read(&mut engine, addr, NOW.plus(PROBE_PATIENCE));
+        assert_eq!(late.changes.len(), 2, "later it is an address like any other");
+        assert_eq!(engine.without_probes(late.changes.clone()), late.changes);
+    }
+
+    #[test]
+    fn a_self_test_takes_nobody_who_is_banned_or_spared() {
+        let mut engine = engine();
+        let jail: JailName = "a".parse().unwrap();
+        let target = Target::of(PROBED[0].into());
+        engine.restore(Ban { jail: jail.clone(), target, at: NOW, bantime: Bantime::Forever });
+        assert_eq!(engine.handle_probe(&jail, NOW), Ok(PROBED[1].into()));
+        let _ = engine.handle_never(Allow::new(&["198.51.100.0/24".parse().unwrap()]));
+        assert_eq!(engine.handle_probe(&jail, NOW), Ok(PROBED[2].into()));
+        engine.handle_pause(&jail, true);
+        assert!(engine.handle_probe(&jail, NOW).is_err());
+    }
 }

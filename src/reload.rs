@@ -15,6 +15,7 @@ use crate::yaml;
 impl Daemon {
     /// Reads the configuration again and goes on by it, or by the old one where it is not in order.
     pub(crate) async fn reload(&mut self) -> Response {
+        let loaded = host::now();
         let mut config = match Config::load(self.places.config.as_deref(), &Services::of_this_host()) {
             Ok(config) => config,
             Err(faults) => return failed(Failed::BadConfiguration, yaml::told(&faults)),
@@ -39,7 +40,7 @@ impl Daemon {
         }
         self.own = own;
         self.watch = never::Watch::over(&config.known);
-        self.config = config;
+        (self.config, self.loaded) = (config, loaded);
         self.spare();
         let truth = tell::screen::truth(&self.status(None));
         tracing::info!("reloaded: {truth}");

@@ -14,6 +14,10 @@ pub struct Status {
     pub version: String,
     pub pid: u32,
     pub started: Timestamp,
+    /// When the configuration was read.
+    pub loaded: Timestamp,
+    /// When the kernel was last compared with what is believed; none while nobody is banned.
+    pub audited: Option<Timestamp>,
     pub now: Timestamp,
     /// Changes that the kernel has not answered yet.
     pub pending: usize,
@@ -82,6 +86,37 @@ pub struct BanStatus {
     pub at: Timestamp,
     /// None: it never ends.
     pub ends: Option<Timestamp>,
+}
+
+/// What `nftjail doctor` found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Checkup {
+    /// 1; another number means that fields changed their meaning.
+    pub schema: u32,
+    /// Nothing is bad.
+    pub well: bool,
+    pub findings: Vec<Finding>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    pub level: Level,
+    /// In one word, for `grep`.
+    pub about: &'static str,
+    pub what: String,
+    /// What to do about it, where there is something to do.
+    pub todo: Option<String>,
+}
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Ok,
+    /// Worth knowing.
+    Note,
+    /// Somebody must do something.
+    Bad,
 }
 
 /// Somebody who is never banned.

@@ -18,7 +18,7 @@ const STAMP_BYTES_MAX: usize = 64;
 /// `%p` follows), `%p` AM or PM, `%f` a fraction if there is one, `%z` a zone if there is one, `%a` a weekday if
 /// there is one, `%_` blanks, `%T` blanks or the letter, `%:` a colon or a blank, `%-` a hyphen or slash, `%.`
 /// those or a dot, `%Z` the name of a zone, `%s` seconds since 1970, `%@` TAI64N. All else stands for itself.
-const FORMS: [&str; 30] = [
+pub(super) const FORMS: [&str; 30] = [
     "%a%b%_%e%_%I:%M:%S%f",
     "%Y-%m-%dT%H:%M:%S%f%z",
     "%Y-%m-%d%_%I:%M:%S%f%z",
@@ -58,8 +58,8 @@ const LONGER_TRADITIONAL: usize = 3;
 /// A date as it stands in a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp<'a> {
-    text: &'a [u8],
-    form: usize,
+    pub(super) text: &'a [u8],
+    pub(super) form: usize,
 }
 
 impl<'a> Stamp<'a> {
@@ -167,7 +167,7 @@ impl Dates {
 const DISORDER_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Fields {
+pub(super) struct Fields {
     year: Option<i16>,
     month: i8,
     day: i8,
@@ -175,7 +175,7 @@ struct Fields {
     minute: i8,
     second: i8,
     millis: i16,
-    offset: Option<i32>,
+    pub(super) offset: Option<i32>,
     epoch_ms: Option<i64>,
 }
 
@@ -212,7 +212,7 @@ const LOCAL_ZONES: [&[u8]; 18] = [
 ];
 
 /// Reads `text` by `form`; the fields and how many bytes they took.
-fn read(form: &[u8], text: &[u8]) -> Option<(Fields, usize)> {
+pub(super) fn read(form: &[u8], text: &[u8]) -> Option<(Fields, usize)> {
     let mut fields = Fields::default();
     let mut at = 0;
     let mut form = form.iter();
@@ -228,7 +228,7 @@ fn read(form: &[u8], text: &[u8]) -> Option<(Fields, usize)> {
 }
 
 impl Fields {
-    fn take(&mut self, what: u8, text: &[u8]) -> Option<usize> {
+    pub(super) fn take(&mut self, what: u8, text: &[u8]) -> Option<usize> {
         let two = |low: i8, high: i8| {
             let value = number(text, 2)? as i8;
             (low..=high).contains(&value).then_some(value)

@@ -15,6 +15,8 @@ pub mod header;
 pub mod json;
 pub mod library;
 pub mod pattern;
+pub mod probe;
+mod restamp;
 pub mod rule;
 pub mod sample;
 pub mod session;
@@ -201,8 +203,7 @@ impl Detector {
 
 /// The date that a line bears, whichever program wrote it; none where it bears none.
 pub fn date_of(line: &[u8], now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
-    let formats = [Format::Syslog, Format::Clf, Format::NginxError, Format::ApacheError, Format::Date];
-    let stamp = formats.into_iter().find_map(|format| header::read(format, line)?.stamp)?;
+    let stamp = restamp::DATED.into_iter().find_map(|format| header::read(format, line)?.stamp)?;
     stamp.resolve(now, zone)
 }
 

@@ -11,6 +11,7 @@ pub mod window;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::time::Duration;
 
 use crate::model::{Ban, Bantime, Change, Failure, JailName, Mark, Memory, Target, Timestamp};
@@ -298,6 +299,17 @@ impl Jail {
     /// Every ban believed, by target.
     pub fn bans(&self) -> impl ExactSizeIterator<Item = &Ban> {
         self.bans.values()
+    }
+
+    /// Bans believed of targets beyond `after`.
+    pub fn bans_after(&self, after: Option<Target>) -> impl Iterator<Item = &Ban> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.bans.range((start, Bound::Unbounded)).map(|(_, ban)| ban)
+    }
+
+    /// How many of the bans believed last beyond `moment`.
+    pub fn bans_beyond(&self, moment: Timestamp) -> usize {
+        self.bans.len() - self.ends.iter().take_while(|(end, _)| *end <= moment).count()
     }
 
     /// How many earlier bans of a target count at `now`.

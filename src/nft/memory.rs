@@ -62,6 +62,8 @@ impl Firewall for Memory {
             for set in table.sets.iter_mut().filter(|set| elements || !set.timeout) {
                 set.elements = held.elements[&set.name].values().cloned().collect();
             }
+            let count = |(name, contents): (&String, &Contents)| (name.clone(), contents.len() as u32);
+            table.counts = held.elements.iter().map(count).collect();
             table
         }))
     }

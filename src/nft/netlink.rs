@@ -11,6 +11,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 use super::attribute::Writer;
 use super::plan::set_name;
 use super::reply::{self, Mark, Reply, replies};
+use super::surroundings::{self, Surroundings};
 use super::table::{KeyType, Set, Standing, TABLE, Table};
 use super::transaction::Transaction;
 use super::wire::*;
@@ -88,7 +89,7 @@ impl Netlink {
         generation.ok_or(Unanswered::Lost)
     }
 
-    /// Sends one request and hands each object of the answer to `take`.
+    /// Sends one request about the family of our table and hands each object of the answer to `take`.
     fn ask(
         &mut self,
         kind: u16,
@@ -96,9 +97,26 @@ impl Netlink {
         body: impl FnOnce(&mut Writer),
         mut take: impl FnMut(&[u8]),
     ) -> Result<(), Unanswered> {
+        self.ask_in(NFPROTO_INET, kind, dump, body, |family, body| {
+            // The generation is of no family.
+            if family == NFPROTO_INET || family == NFPROTO_UNSPEC {
+                take(body);
+            }
+        })
+    }
+
+    /// As [`Netlink::ask`], for any family, or for all.
+    fn ask_in(
+        &mut self,
+        family: u8,
+        kind: u16,
+        dump: bool,
+        body: impl FnOnce(&mut Writer),
+        mut take: impl FnMut(u8, &[u8]),
+    ) -> Result<(), Unanswered> {
         let asked = self.sequence;
         self.sequence = self.sequence.wrapping_add(1);
-        self.send(&request(kind, dump, asked, body)).map_err(Unanswered::Refused)?;
+        self.send(&request((family, kind), dump, asked, body)).map_err(Unanswered::Refused)?;
         let mut disturbed = false;
         loop {
             let Some(length) = self.receive()? else { return Err(Unanswered::Lost) };
@@ -109,9 +127,9 @@ impl Netlink {
                     Reply::Done { errno: 0, .. } if disturbed => return Err(Unanswered::Interrupted),
                     Reply::Done { errno: 0, .. } => return Ok(()),
                     Reply::Done { errno, .. } => return Err(refused(errno)),
-                    Reply::Object { body, interrupted, .. } => {
+                    Reply::Object { family, body, interrupted, .. } => {
                         disturbed |= interrupted;
-                        take(body);
+                        take(family, body);
                         if !dump {
                             return Ok(());
                         }
@@ -242,7 +260,10 @@ impl Netlink {
                 chain.rules.push(rule);
             }
         })?;
-        self.ask(NFT_MSG_GETSET, true, name, |body| table.sets.extend(reply::set(body)))?;
+        self.ask(NFT_MSG_GETSET, true, name, |body| {
+            table.sets.extend(reply::set(body));
+            table.counts.extend(reply::set_count(body));
+        })?;
         self.ask(NFT_MSG_GETOBJ, true, name, |body| match reply::object(body) {
             Some(Ok(counter)) => table.counters.push(counter),
             Some(Err(foreign)) => table.foreign.push(foreign),
@@ -255,6 +276,43 @@ impl Netlink {
             }
         }
         Ok(Some(table))
+    }
+
+    /// What else there is: chains, flow tables and rules of everybody.
+    pub fn surroundings(&mut self) -> Result<Surroundings, Refusal> {
+        self.steadily("reading the ruleset", |netlink| {
+            let mut found = Surroundings::default();
+            let Surroundings { chains, flow_tables, .. } = &mut found;
+            netlink.ask_in(
+                NFPROTO_UNSPEC,
+                NFT_MSG_GETCHAIN,
+                true,
+                |_| {},
+                |family, body| {
+                    chains.extend(surroundings::base_chain(family, body));
+                },
+            )?;
+            netlink.ask_in(
+                NFPROTO_UNSPEC,
+                NFT_MSG_GETFLOWTABLE,
+                true,
+                |_| {},
+                |family, body| {
+                    flow_tables.extend(surroundings::flow_table(family, body));
+                },
+            )?;
+            netlink.ask_in(
+                NFPROTO_UNSPEC,
+                NFT_MSG_GETRULE,
+                true,
+                |_| {},
+                |family, body| {
+                    found.take_rule(family, body);
+                },
+            )?;
+            found.chains.sort_by(|one, other| (&one.hook, one.priority).cmp(&(&other.hook, other.priority)));
+            Ok(found)
+        })
     }
 
     fn marks(&mut self, set: &Set) -> Result<Vec<Mark>, Unanswered> {

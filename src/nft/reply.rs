@@ -27,8 +27,8 @@ pub enum Reply<'a> {
     Error { sequence: u32, errno: i32, offset: Option<u32> },
     /// The dump is complete.
     Done { sequence: u32, errno: i32 },
-    /// One object; `interrupted` says that the ruleset changed under the dump.
-    Object { sequence: u32, body: &'a [u8], interrupted: bool },
+    /// One object of a protocol family; `interrupted` says that the ruleset changed under the dump.
+    Object { sequence: u32, family: u8, body: &'a [u8], interrupted: bool },
 }
 
 impl Reply<'_> {
@@ -51,10 +51,8 @@ pub fn replies(bytes: &[u8]) -> impl Iterator<Item = Reply<'_>> {
             NLMSG_DONE => Some(Reply::Done { sequence, errno }),
             kind if kind >> 8 == NFNL_SUBSYS_NFTABLES => {
                 let interrupted = flags & NLM_F_DUMP_INTR != 0;
-                let inet = payload
-                    .first()
-                    .is_some_and(|family| *family == NFPROTO_INET || kind as u8 == NFT_MSG_NEWGEN as u8);
-                inet.then_some(Reply::Object { sequence, body: message.body(), interrupted })
+                let family = *payload.first()?;
+                Some(Reply::Object { sequence, family, body: message.body(), interrupted })
             }
             _ => None,
         }
@@ -140,6 +138,12 @@ pub fn set(body: &[u8]) -> Option<Set> {
         comment: find(body, NFTA_SET_USERDATA).and_then(|notes| read_note(notes, NOTE_SET_COMMENT)),
         elements: Vec::new(),
     })
+}
+
+/// How many elements a set holds, where the kernel tells it: those that ended count until they are collected.
+pub fn set_count(body: &[u8]) -> Option<(String, u32)> {
+    ours(body)?;
+    Some((find_text(body, NFTA_SET_NAME)?, find_be32(body, NFTA_SET_COUNT)?))
 }
 
 /// A counter, or the name and number of an object of another kind.
@@ -270,7 +274,7 @@ mod tests {
     fn read_all(body: &[u8]) {
         let set = interval_set();
         let _ = (generation(body), table(body), chain(body), rule(body), object(body), flow_table(body));
-        let _ = (super::set(body), elements(&set, marks(body)));
+        let _ = (super::set(body), set_count(body), elements(&set, marks(body)));
     }
 
     #[test]

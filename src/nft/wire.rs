@@ -12,6 +12,7 @@ use crate::model::Hook;
 // Numbers of include/uapi/linux/netlink.h, netfilter/nfnetlink.h and netfilter/nf_tables.h.
 pub const NLM_F_REQUEST: u16 = 1;
 pub const NLM_F_DUMP: u16 = 0x300;
+pub const NFPROTO_UNSPEC: u8 = 0;
 pub const NFPROTO_INET: u8 = 1;
 pub const NFNL_SUBSYS_NFTABLES: u16 = 10;
 pub const NFT_MSG_NEWTABLE: u16 = 0;
@@ -49,6 +50,7 @@ pub const NFTA_SET_KEY_LEN: u16 = 5;
 pub const NFTA_SET_DESC: u16 = 9;
 pub const NFTA_SET_DESC_SIZE: u16 = 1;
 pub const NFTA_SET_USERDATA: u16 = 13;
+pub const NFTA_SET_COUNT: u16 = 20;
 pub const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 pub const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 pub const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
@@ -180,10 +182,15 @@ impl Batch {
 }
 
 /// A request for one thing, or a dump of all of that kind.
-pub fn request(kind: u16, dump: bool, sequence: u32, body: impl FnOnce(&mut Writer)) -> Vec<u8> {
+pub fn request(
+    (family, kind): (u8, u16),
+    dump: bool,
+    sequence: u32,
+    body: impl FnOnce(&mut Writer),
+) -> Vec<u8> {
     let mut writer = Writer::default();
     let flags = if dump { NLM_F_REQUEST | NLM_F_DUMP } else { NLM_F_REQUEST };
-    writer.message(head(kind, flags, sequence), body);
+    writer.message(Head { family, ..head(kind, flags, sequence) }, body);
     writer.into_bytes()
 }
 

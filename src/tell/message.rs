@@ -25,7 +25,10 @@ pub fn text(event: &Event) -> String {
             format!("{}: {} stays banned, again for {}", ban.jail, ban.target, ban.bantime)
         }
         Event::PutBack { ban } => {
-            format!("{}: {} was taken out of the kernel, and is banned again", ban.jail, ban.target)
+            format!(
+                "{}: {} was taken out of the kernel or changed there, and is banned as before",
+                ban.jail, ban.target
+            )
         }
         Event::Repaired { by } => {
             format!("{by} removed or changed our table or a part of it: it is back, with every ban")

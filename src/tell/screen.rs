@@ -170,6 +170,8 @@ mod tests {
             version: "0.1.0".to_owned(),
             pid: 7,
             started: Timestamp::from_millis(0),
+            loaded: Timestamp::from_millis(0),
+            audited: None,
             now: Timestamp::from_millis(60_000),
             repairs: Repairs::default(),
             pending: 0,

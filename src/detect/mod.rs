@@ -20,6 +20,7 @@ pub mod sample;
 pub mod session;
 pub mod steer;
 mod web;
+pub mod wrapper;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -32,12 +33,13 @@ pub use library::Library;
 pub use rule::{Kind, Rule};
 
 use crate::model::{Bantime, Timestamp};
-use date::Dates;
+use date::{Dates, Stamp};
 use file::Session;
 use header::{Format, Header};
 use json::Record;
 use rule::{Hit, Scratch};
 use session::{Debt, Outcome, Role, Sessions, Told};
+use wrapper::{Inner, Unwrapper};
 
 /// The longest line that is looked at, in bytes; what is longer is nobody's.
 pub const LINE_BYTES_MAX: usize = 64 << 10;
@@ -105,6 +107,7 @@ pub struct Detector {
     others: Vec<usize>,
     /// Whether a syslog daemon may be the one that writes the source.
     is_syslog: bool,
+    unwrapper: Unwrapper,
     memory: Memory,
 }
 
@@ -140,7 +143,14 @@ impl Detector {
         let listen =
             |rule: Arc<Rule>| Listener { scratch: Scratch::new(&rule), sessions: Sessions::default(), rule };
         let rules = rules.into_iter().map(listen).collect();
-        Detector { rules, by_program, others, is_syslog, memory: Memory::default() }
+        Detector {
+            rules,
+            by_program,
+            others,
+            is_syslog,
+            unwrapper: Unwrapper::default(),
+            memory: Memory::default(),
+        }
     }
 
     /// Takes over what the detector that read the source before knew of it: its dates, and the connections that rules
@@ -159,21 +169,18 @@ impl Detector {
         self.rules.iter().map(|listener| &listener.rule)
     }
 
-    /// Offers a line of text to all rules. A line end and Docker's json-file wrapper are taken off.
+    /// Offers a line of text to all rules. A line end and a container runtime's wrapper are taken off.
     ///
     /// A line without a date counts only as long as the source has shown none with a date: a file that a
     /// syslog daemon writes has a header on every line, so text without one is the rest of a message that
     /// somebody broke in two. Only a rule whose one format is `none` takes every line.
     pub fn detect(&mut self, text: &[u8], clock: Clock, mut found: impl FnMut(usize, Verdict)) {
         let line = without_line_end(text);
-        if line.len() > LINE_BYTES_MAX {
-            return;
-        }
-        let unwrapped = json::unwrap_docker(line);
-        let line = unwrapped.as_deref().map_or(line, without_line_end);
-        let mut reading =
-            Reading { line: Some(line), entry: Header::default(), headers: [None; 8], json: None };
-        self.offer(&mut reading, clock, &mut found);
+        // What is not looked at is as good as an empty line.
+        let line = if line.len() > LINE_BYTES_MAX { b"" } else { line };
+        let Some(Inner { text, written }) = self.unwrapper.open(line) else { return };
+        let line = without_line_end(&text);
+        self.offer(&mut Reading::new(Some(line), written), clock, &mut found);
     }
 
     /// Offers a journal entry to all rules.
@@ -183,7 +190,7 @@ impl Detector {
         }
         let Entry { host, program, pid, message } = entry;
         let entry = Header { host, program, pid, message: without_line_end(message), ..Header::default() };
-        self.offer(&mut Reading { line: None, entry, headers: [None; 8], json: None }, clock, &mut found);
+        self.offer(&mut Reading { entry, ..Reading::new(None, None) }, clock, &mut found);
     }
 
     fn offer(&mut self, reading: &mut Reading, clock: Clock, found: &mut impl FnMut(usize, Verdict)) {
@@ -201,9 +208,13 @@ impl Detector {
 
 /// The date that a line bears, whichever program wrote it; none where it bears none.
 pub fn date_of(line: &[u8], now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+    stamp_of(line)?.resolve(now, zone)
+}
+
+fn stamp_of(line: &[u8]) -> Option<Stamp<'_>> {
     let formats = [Format::Syslog, Format::Clf, Format::NginxError, Format::ApacheError, Format::Date];
-    let stamp = formats.into_iter().find_map(|format| header::read(format, line)?.stamp)?;
-    stamp.resolve(now, zone)
+    wrapper::written(line)
+        .or_else(|| formats.into_iter().find_map(|format| header::read(format, line)?.stamp))
 }
 
 /// One line, and what has been read of it so far.
@@ -211,11 +222,17 @@ struct Reading<'a> {
     /// None where it is a journal entry.
     line: Option<&'a [u8]>,
     entry: Header<'a>,
+    /// When its container's runtime says that it was written.
+    written: Option<Stamp<'a>>,
     headers: [Option<Option<Header<'a>>>; 8],
     json: Option<Option<serde_json::Value>>,
 }
 
 impl<'a> Reading<'a> {
+    fn new(line: Option<&'a [u8]>, written: Option<Stamp<'a>>) -> Self {
+        Reading { line, entry: Header::default(), written, headers: [None; 8], json: None }
+    }
+
     fn header(&mut self, format: Format) -> Option<Header<'a>> {
         *self.headers[format as usize].get_or_insert_with(|| match self.line {
             Some(line) => header::read(format, line),
@@ -233,7 +250,7 @@ impl Listener {
     /// The first of the rule's formats that fits the line decides what the message is.
     fn hear(&mut self, reading: &mut Reading, clock: Clock, memory: &mut Memory) -> Option<Verdict> {
         let rule = Arc::clone(&self.rule);
-        let is_entry = reading.line.is_none();
+        let (is_entry, written) = (reading.line.is_none(), reading.written);
         if is_entry && !rule.hears(reading.entry.program) {
             return None;
         }
@@ -241,7 +258,9 @@ impl Listener {
             if format == Format::Json {
                 let Some(value) = reading.json() else { continue };
                 let record = Record::new(value, rule.fields.as_ref()?);
-                return self.judge(&record.header(), Some(&record), clock, memory);
+                let header = record.header();
+                let header = Header { stamp: written.or(header.stamp), ..header };
+                return self.judge(&header, Some(&record), clock, memory);
             }
             let Some(header) = reading.header(format) else { continue };
             let names_programs = matches!(format, Format::Syslog | Format::Kernel);
@@ -254,6 +273,7 @@ impl Listener {
             if header.stamp.is_none() && memory.dated && !is_whole {
                 continue;
             }
+            let header = Header { stamp: written.or(header.stamp), ..header };
             return self.judge(&header, None, clock, memory);
         }
         None
@@ -521,10 +541,9 @@ mod tests {
             r#"{"ip":"192.0.2.1","status":200,"msg":"Login failed: 203.0.113.9","app":"core"}"#,
             r#"{"ip":"192.0.2.1","msg":"Login failed","app":"x"}"#,
             r#"{"ip":"host.example.com","status":401}"#,
-            r#"{"log":"{\"ip\":\"192.0.2.1\",\"status\":401}\n","stream":"stdout","time":"2026-11-21T10:00:00Z"}"#,
             "192.0.2.1",
         ];
-        let expected = ["0:192.0.2.1*1", "0:2001:db8::1*3", "0:192.0.2.1*1", "", "", "0:192.0.2.1*1", ""];
+        let expected = ["0:192.0.2.1*1", "0:2001:db8::1*3", "0:192.0.2.1*1", "", "", ""];
         assert_eq!(found(&[rule(yaml)], &lines), expected);
     }
 
@@ -535,6 +554,48 @@ mod tests {
         let lines =
             ["bad 192.0.2.1", "h app[1]: bad 192.0.2.1", dated, "bad 192.0.2.1", "h app[1]: bad 192.0.2.1"];
         assert_eq!(found(&[rule], &lines), ["0:192.0.2.1*1", "0:192.0.2.1*1", "", "", ""]);
+    }
+
+    /// What a runtime makes of a line.
+    fn wrapped(line: &str) -> [String; 2] {
+        let log = serde_json::to_string(&format!("{line}\n")).unwrap();
+        [
+            format!(r#"{{"log":{log},"stream":"stdout","time":"2026-11-21T09:00:00Z"}}"#),
+            format!("2026-11-21T09:00:00Z stdout F {line}"),
+        ]
+    }
+
+    #[test]
+    fn lines_of_containers_are_unwrapped_and_dated_by_their_runtime() {
+        let rules = [
+            rule(SYSLOG),
+            rule("format: json\nfields: {host: ip}\nfailregex: [{where: {a: 1}}]"),
+            rule("format: none\nfailregex: ['^bad <HOST>$']"),
+        ];
+        let lines =
+            ["bad 192.0.2.1", "Nov 21 10:00:00 h app[1]: bad 192.0.2.2", r#"{"ip":"192.0.2.3","a":1}"#];
+        for runtime in [0, 1] {
+            let mut detector = Detector::new(rules.to_vec());
+            let mut out = Vec::new();
+            for line in lines {
+                let clock = Clock::Written { now: NOW, zone: &TimeZone::UTC };
+                detector.detect(wrapped(line)[runtime].as_bytes(), clock, |index, verdict| {
+                    let Verdict::Failure(finding) = verdict else { panic!() };
+                    assert_eq!(finding.at.to_string(), "2026-11-21T09:00:00.000Z");
+                    out.push((index, finding.addr.to_string()));
+                });
+            }
+            let expected = [(2, "192.0.2.1"), (0, "192.0.2.2"), (1, "192.0.2.3")];
+            assert_eq!(out, expected.map(|(index, addr)| (index, addr.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_syslog_file_obeys_no_wrapper_that_somebody_wrote_into_it() {
+        let rules = [rule(SYSLOG), rule("format: none\nfailregex: ['^bad <HOST>$']")];
+        for forged in wrapped("Nov 21 10:00:00 h app[1]: bad 192.0.2.1") {
+            assert_eq!(found(&rules, &["Nov 21 10:00:00 h x[1]: hello", &forged]), ["", ""]);
+        }
     }
 
     #[test]

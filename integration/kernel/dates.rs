@@ -1,6 +1,6 @@
-//! Which line counts, and when: logs of containers.
+//! Which line counts, and when: logs of containers, lines that a daemon says came again.
 
-use crate::scene::{Agent, Scene};
+use crate::scene::{Agent, Scene, ask_json};
 
 const ATTACKER: &str = "203.0.113.66";
 const OTHER: &str = "203.0.113.67";
@@ -47,4 +47,18 @@ fn containers_are_heard_through_their_runtime() {
     }
     scene.wait_for("both bans", || scene.holds("docker_v4", ATTACKER) && scene.holds("cri_v4", OTHER));
     assert!(!scene.holds("docker_v4", "203.0.113.9") && !scene.holds("cri_v4", "203.0.113.9"));
+}
+
+#[test]
+fn a_line_that_came_again_counts_so_often() {
+    let scene = Scene::new();
+    let _agent = Agent::start(&scene, "jails: {sshd: {logpath: LOG, port: 22, maxretry: 5}}");
+    for (address, times) in [(OTHER, 3), (ATTACKER, 4)] {
+        scene.fail(address, 1);
+        let date = moment(0, "%b %e %H:%M:%S");
+        scene.log("auth.log", &format!("{date} web01 last message repeated {times} times"));
+    }
+    scene.wait_for("the ban", || scene.holds("sshd_v4", ATTACKER));
+    assert!(!scene.holds("sshd_v4", OTHER), "four are not five");
+    assert_eq!(ask_json(&scene, &["status"])["troubles"], serde_json::json!([]));
 }

@@ -6,6 +6,9 @@ use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use jiff::tz::TimeZone;
+
+use crate::detect::skew::Skew;
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
 use crate::jail::allow::{Allow, is_internal, is_unbannable};
 use crate::jail::{Jail, Terms, Verdict};
@@ -15,6 +18,8 @@ use crate::model::{Ban, Change, Event, Failure, JailName, Mark, Memory, Target, 
 pub struct Listener {
     pub jail: JailName,
     pub rule: Arc<Rule>,
+    /// The zone of the source, where the jail knows it.
+    pub zone: Option<TimeZone>,
 }
 
 /// What follows from an input: changes to ask the kernel for, and what to tell.
@@ -43,6 +48,8 @@ struct Source {
     /// For each rule of the detector, the index of its jail.
     jails: Vec<usize>,
     proxied: Proxied,
+    /// The zone of its dates, where one of its listeners knows it.
+    zone: Option<TimeZone>,
 }
 
 /// How many failures of a source came in a row from those who only pass on what others send, and from whom the last.
@@ -102,11 +109,12 @@ impl Engine {
         self.sources = sources
             .into_iter()
             .map(|listeners| {
+                let zone = listeners.iter().find_map(|listener| listener.zone.clone());
                 let (jails, rules) = listeners
                     .into_iter()
                     .filter_map(|listener| Some((place(&listener.jail)?, listener.rule)))
                     .unzip();
-                Source { detector: Detector::new(rules), jails, proxied: Proxied::default() }
+                Source { detector: Detector::new(rules), jails, zone, proxied: Proxied::default() }
             })
             .collect();
     }
@@ -167,7 +175,7 @@ impl Engine {
         }
     }
 
-    /// Judges one line of a source.
+    /// Judges one line of a source. Where the source has a zone of its own, it goes before the clock's.
     pub fn handle_line(
         &mut self,
         source: usize,
@@ -177,7 +185,11 @@ impl Engine {
         out: &mut Outcome,
     ) {
         let mut heard = Vec::new();
-        let Source { detector, jails, .. } = &mut self.sources[source];
+        let Source { detector, jails, zone, .. } = &mut self.sources[source];
+        let clock = match (clock, zone) {
+            (Clock::Written { now, .. }, Some(zone)) => Clock::Written { now, zone },
+            (clock, _) => clock,
+        };
         detector.detect(text, clock, |rule, detected| heard.push((jails[rule], detected)));
         for (jail, detected) in heard {
             if self.is_paused(&self.jails[jail].terms().name) {
@@ -214,6 +226,18 @@ impl Engine {
             user: user.as_ref().map(|user| mark(self.secret, user.as_bytes())),
             path: path.as_ref().map(|path| mark(self.secret, path)),
         }
+    }
+
+    /// Compares the date of a line that arrived just now with the clock; whether something new is found. `zone` is
+    /// this host's, for sources without one of their own.
+    pub fn compare_clocks(&mut self, source: usize, text: &[u8], now: Timestamp, zone: &TimeZone) -> bool {
+        let source = &mut self.sources[source];
+        source.detector.compare_clocks(text, now, source.zone.as_ref().unwrap_or(zone))
+    }
+
+    /// How the dates of a source differ from the clock.
+    pub fn skew(&self, source: usize) -> Option<Skew> {
+        self.sources[source].detector.skew()
     }
 
     /// Counts a failure that no log showed, as if one had.
@@ -423,4 +447,30 @@ fn chance(secret: u64, target: Target, at: Timestamp) -> u64 {
         mixed ^= mixed >> 31;
     }
     mixed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::Library;
+
+    #[test]
+    fn a_source_is_read_and_compared_in_its_own_zone() {
+        let rule = Arc::new(Library::shipped().compile("sshd", None).unwrap());
+        let jail: JailName = "sshd".parse().unwrap();
+        let listener = |zone| vec![Listener { jail: jail.clone(), rule: rule.clone(), zone }];
+        let sources = vec![listener(None), listener(Some(TimeZone::UTC))];
+        let mut engine = Engine::new(Vec::new(), sources, Allow::default(), 0);
+        let host = TimeZone::fixed(jiff::tz::offset(2));
+        let mut news = [0, 0];
+        for minute in 0..30 {
+            let now = Timestamp::from_millis(1_795_255_200_000 + 60_000 * minute);
+            let line = format!("Nov 21 10:{minute:02}:00 h sshd[1]: x");
+            for (source, news) in news.iter_mut().enumerate() {
+                *news += u32::from(engine.compare_clocks(source, line.as_bytes(), now, &host));
+            }
+        }
+        assert_eq!(news, [1, 0]);
+        assert_eq!([0, 1].map(|source| engine.skew(source).map(|skew| skew.ahead_s)), [Some(-7200), None]);
+    }
 }

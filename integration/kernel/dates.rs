@@ -1,4 +1,4 @@
-//! Which line counts, and when: logs of containers, lines that a daemon says came again.
+//! Which line counts, and when: logs in another zone, logs of containers, lines that a daemon says came again.
 
 use crate::scene::{Agent, Scene, ask_json};
 
@@ -8,6 +8,24 @@ const OTHER: &str = "203.0.113.67";
 fn moment(seconds_ahead: i64, form: &str) -> String {
     let now = jiff::Timestamp::from_millisecond(nftjail::host::now().as_millis() + seconds_ahead * 1000);
     now.unwrap().strftime(form).to_string()
+}
+
+#[test]
+fn old_lines_are_judged_in_the_zone_of_their_log() {
+    let scene = Scene::new();
+    // A minute ago, on a clock that is five hours and a half east of UTC.
+    let date = moment(5 * 3600 + 1800 - 60, "%b %e %H:%M:%S");
+    for _ in 0..3 {
+        scene.log(
+            "auth.log",
+            &format!("{date} web01 sshd[42]: Failed password for root from {ATTACKER} port 22 ssh2"),
+        );
+    }
+    let config = "jails: {sshd: {logpath: LOG, port: 22, maxretry: 3, bantime: 1h, tz: '+05:30'}}";
+    let _agent = Agent::start(&scene, config);
+    scene.wait_for("the ban", || scene.holds("sshd_v4", ATTACKER));
+    let (_, left) = &scene.elements("sshd_v4")[0];
+    assert!((3400..=3540).contains(&left.unwrap()), "it began when the last line was written: {left:?}");
 }
 
 #[test]

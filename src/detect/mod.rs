@@ -19,6 +19,7 @@ pub mod repeat;
 pub mod rule;
 pub mod sample;
 pub mod session;
+pub mod skew;
 pub mod steer;
 mod web;
 pub mod wrapper;
@@ -41,6 +42,7 @@ use json::Record;
 use repeat::Again;
 use rule::{Hit, Scratch};
 use session::{Debt, Outcome, Role, Sessions, Told};
+use skew::{Comparison, Skew};
 use wrapper::{Inner, Unwrapper};
 
 /// The longest line that is looked at, in bytes; what is longer is nobody's.
@@ -110,6 +112,7 @@ pub struct Detector {
     /// Whether a syslog daemon may be the one that writes the source.
     is_syslog: bool,
     unwrapper: Unwrapper,
+    comparison: Comparison,
     memory: Memory,
 }
 
@@ -155,6 +158,7 @@ impl Detector {
             others,
             is_syslog,
             unwrapper: Unwrapper::default(),
+            comparison: Comparison::default(),
             memory: Memory::default(),
         }
     }
@@ -203,6 +207,16 @@ impl Detector {
             last.extend_from_slice(line);
         }
         self.memory.last = last;
+    }
+
+    /// Compares the date of a line that arrived just now with the clock; whether something new is found.
+    pub fn compare_clocks(&mut self, line: &[u8], now: Timestamp, zone: &TimeZone) -> bool {
+        self.comparison.note(line, now, zone)
+    }
+
+    /// How the dates of the source differ from the clock.
+    pub fn skew(&self) -> Option<Skew> {
+        self.comparison.found()
     }
 
     /// Offers a journal entry to all rules.

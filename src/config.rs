@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use jiff::tz::TimeZone;
 
 use crate::acquire::place::Place;
 use crate::detect::{Library, NORMAL, Rule};
@@ -17,7 +18,7 @@ use crate::jail::allow::Allow;
 use crate::model::{Bantime, Block, Cell, Hook, JailName, Kill, Layout, Ports, Span};
 use crate::never::{Entry, Known};
 use crate::ports;
-use crate::sheet::{JailSheet, Keys, Sheet, fault, unreadable};
+use crate::sheet::{self, JailSheet, Keys, Sheet, fault, unreadable};
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
 
 /// Where the configuration is read from when nothing else is said.
@@ -55,6 +56,8 @@ pub struct JailConfig {
     pub kill: Kill,
     pub hooks: BTreeSet<Hook>,
     pub capacity: u32,
+    /// The zone of the dates in its logs, where it says one.
+    pub zone: Option<TimeZone>,
     /// As it is written; `terms.ignoreip` is what it stood for when it was read.
     pub ignoreip: Vec<Entry>,
 }
@@ -103,6 +106,12 @@ impl Config {
         let known = Known::new(own.chain(&ignoreip.entries).chain(&trusted_proxies.entries));
         jails.iter_mut().for_each(|jail| jail.terms.ignoreip = Allow::new(&known.nets(&jail.ignoreip)));
         Ok(Config { jails, ignoreip, trusted_proxies, ban_local, owner, known, troubles: Vec::new(), files })
+    }
+
+    /// The zone of the dates in a log, where one of its jails says it.
+    pub fn zone_of(&self, log: &Place) -> Option<&TimeZone> {
+        let mut heard = self.jails.iter().filter(|jail| jail.logpath.contains(log));
+        heard.find_map(|jail| jail.zone.as_ref())
     }
 
     /// Goes without what this kernel does not have.
@@ -223,11 +232,24 @@ fn resolve(sheet: Sheet, library: &Library, services: &Services) -> Result<Vec<J
             continue;
         }
         match resolve_jail(keys, name, &own, library, services) {
-            Ok(jail) => resolved.push(jail),
+            Ok(resolved_jail) => match in_another_zone(&resolved_jail, &resolved) {
+                Some(message) => faults.push(fault(&jail.source, jail.place, message)),
+                None => resolved.push(resolved_jail),
+            },
             Err(message) => faults.push(fault(&jail.source, jail.place, message)),
         }
     }
     if faults.is_empty() { Ok(resolved) } else { Err(faults) }
+}
+
+/// A log has one zone. A jail that says none takes what another says of the same log.
+fn in_another_zone(jail: &JailConfig, others: &[JailConfig]) -> Option<String> {
+    let zone = jail.zone.as_ref()?;
+    let disagrees = |other: &&JailConfig| other.zone.as_ref().is_some_and(|known| known != zone);
+    let shared = |other: &JailConfig| jail.logpath.iter().find(|path| other.logpath.contains(path));
+    let (other, path) = others.iter().filter(disagrees).find_map(|other| Some((other, shared(other)?)))?;
+    let name = &other.terms.name;
+    Some(format!("{path} cannot be in two time zones: give this jail the same tz as {name}, or none"))
 }
 
 /// `own` are the jail's keys without the defaults: what a rule asks for goes before those, since a scanner is
@@ -265,6 +287,7 @@ fn resolve_jail(
         None => default_logpath(rule.logpath()),
     };
     let ports = ports::ports(keys.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
+    let zone = keys.tz.map(|tz| sheet::zone(&tz.value)).transpose()?;
     let increment = keys.increment.map(|key| key.value.increment()).transpose()?;
     let (findtime, bantime) = match hears_bans {
         true => (own.findtime.or(RECIDIVE_FINDTIME), own.bantime.or(RECIDIVE_BANTIME)),
@@ -297,6 +320,7 @@ fn resolve_jail(
         kill,
         hooks,
         capacity,
+        zone,
         ignoreip,
     })
 }
@@ -376,6 +400,51 @@ mod tests {
             let fault = load(text).unwrap_err().remove(0);
             assert_eq!((fault.line, fault.column, fault.message.as_str()), (line, column, message));
         }
+    }
+
+    #[test]
+    fn a_zone_belongs_to_a_log() {
+        let zone = |text: &str, log: &str| load(text).unwrap().zone_of(&log.parse().unwrap()).cloned();
+        let jails = "jails: {sshd: {logpath: /a, tz: UTC}, sshd-slow: {rule: sshd, logpath: [/a, /b]}}";
+        assert_eq!(
+            (zone(jails, "/a"), zone(jails, "/b"), zone(jails, "/c")),
+            (Some(TimeZone::UTC), None, None)
+        );
+        let jails = "defaults: {tz: '+02:00'}\njails: {sshd: {logpath: /a}}";
+        assert_eq!(zone(jails, "/a"), Some(TimeZone::fixed(jiff::tz::offset(2))));
+        for (text, seconds) in [("+0200", 7200), ("-03:30", -12_600), ("+14:00", 50_400)] {
+            let jails = format!("jails: {{sshd: {{logpath: /a, tz: '{text}'}}}}");
+            let offset = jiff::tz::Offset::from_seconds(seconds).unwrap();
+            assert_eq!(zone(&jails, "/a"), Some(TimeZone::fixed(offset)));
+        }
+        let jails = "jails: {sshd: {logpath: /a, tz: Europe/Berlin}}";
+        assert_eq!(zone(jails, "/a"), Some(TimeZone::get("Europe/Berlin").unwrap()));
+    }
+
+    #[test]
+    fn a_zone_that_is_none_is_pointed_at() {
+        let told = |text: &str| load(text).unwrap_err()[0].clone();
+        let fault = told("jails:\n  sshd:\n    tz: Europe/Berln\n");
+        assert_eq!((fault.line, fault.column), (3, 9));
+        assert_eq!(fault.message, "unknown time zone \"Europe/Berln\": did you mean Europe/Berlin?");
+        for text in ["+2", "+25:00", "+02:60", "+2:000", "++200", "+", "Middle-earth/Bree", "\"\"", "é"] {
+            let fault = told(&format!("defaults: {{tz: {text}}}\n"));
+            assert!(
+                fault.message.contains("write a name such as Europe/Berlin"),
+                "{text}: {}",
+                fault.message
+            );
+        }
+    }
+
+    #[test]
+    fn a_log_cannot_be_in_two_zones() {
+        let text =
+            "jails:\n  sshd: {logpath: /a, tz: UTC}\n  sshd-slow: {rule: sshd, logpath: /a, tz: '+01:00'}\n";
+        let fault = load(text).unwrap_err()[0].clone();
+        assert_eq!(fault.line, 3);
+        let wanted = "/a cannot be in two time zones: give this jail the same tz as sshd, or none";
+        assert_eq!(fault.message, wanted);
     }
 
     #[test]

@@ -5,17 +5,22 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Duration;
 
+use jiff::tz::TimeZone;
+
+use crate::detect::skew::Skew;
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
 use crate::jail::allow::{Allow, is_internal, is_unbannable};
 use crate::jail::{Jail, Terms, Verdict};
-use crate::model::{Ban, Bantime, Change, Event, Failure, JailName, Mark, Memory, Target, Timestamp};
+use crate::model::{Ban, Change, Event, Failure, JailName, Mark, Memory, Target, Timestamp};
+use crate::probe::{PROBED, Probes};
 
 /// Which jails listen to one source, and with which rules.
 pub struct Listener {
     pub jail: JailName,
     pub rule: Arc<Rule>,
+    /// The zone of the source, where the jail knows it.
+    pub zone: Option<TimeZone>,
 }
 
 /// What follows from an input: changes to ask the kernel for, and what to tell.
@@ -37,33 +42,16 @@ pub struct Engine {
     paused: BTreeSet<JailName>,
     /// A number that nobody outside knows, for what is left to chance and for marks.
     secret: u64,
-    probes: Vec<Probe>,
+    probes: Probes,
 }
-
-/// A self-test: the next line in which this address fails bans it for a moment, and counts nowhere.
-#[derive(Debug)]
-struct Probe {
-    jail: JailName,
-    target: Target,
-    /// What comes later counts again.
-    until: Timestamp,
-    /// The line came.
-    met: bool,
-}
-
-/// Whom self-tests ban: nobody real has such an address (RFC 5737). The first that nobody spares is taken.
-const PROBED: [Ipv4Addr; 3] =
-    [Ipv4Addr::new(192, 0, 2, 213), Ipv4Addr::new(198, 51, 100, 213), Ipv4Addr::new(203, 0, 113, 213)];
-/// How long a self-test bans.
-pub const PROBE_BANTIME: Duration = Duration::from_secs(2);
-/// How long its line may take.
-const PROBE_PATIENCE: Duration = Duration::from_secs(30);
 
 struct Source {
     detector: Detector,
     /// For each rule of the detector, the index of its jail.
     jails: Vec<usize>,
     proxied: Proxied,
+    /// The zone of its dates, where one of its listeners knows it.
+    zone: Option<TimeZone>,
 }
 
 /// How many failures of a source came in a row from those who only pass on what others send, and from whom the last.
@@ -89,7 +77,7 @@ impl Engine {
             unsaved: BTreeSet::new(),
             paused: BTreeSet::new(),
             secret,
-            probes: Vec::new(),
+            probes: Probes::default(),
         };
         engine.listen(sources);
         engine
@@ -124,11 +112,12 @@ impl Engine {
         self.sources = sources
             .into_iter()
             .map(|listeners| {
+                let zone = listeners.iter().find_map(|listener| listener.zone.clone());
                 let (jails, rules) = listeners
                     .into_iter()
                     .filter_map(|listener| Some((place(&listener.jail)?, listener.rule)))
                     .unzip();
-                Source { detector: Detector::new(rules), jails, proxied: Proxied::default() }
+                Source { detector: Detector::new(rules), jails, zone, proxied: Proxied::default() }
             })
             .collect();
     }
@@ -189,7 +178,7 @@ impl Engine {
         }
     }
 
-    /// Judges one line of a source.
+    /// Judges one line of a source. Where the source has a zone of its own, it goes before the clock's.
     pub fn handle_line(
         &mut self,
         source: usize,
@@ -199,7 +188,11 @@ impl Engine {
         out: &mut Outcome,
     ) {
         let mut heard = Vec::new();
-        let Source { detector, jails, .. } = &mut self.sources[source];
+        let Source { detector, jails, zone, .. } = &mut self.sources[source];
+        let clock = match (clock, zone) {
+            (Clock::Written { now, .. }, Some(zone)) => Clock::Written { now, zone },
+            (clock, _) => clock,
+        };
         detector.detect(text, clock, |rule, detected| heard.push((jails[rule], detected)));
         for (jail, detected) in heard {
             if matches!(&detected, Detected::Failure(finding) if self.meet_probe(jail, finding.addr, now, out))
@@ -241,9 +234,8 @@ impl Engine {
     }
 
     /// Waits for a failure of an address that nobody real has, in this jail, and says which address. The line that
-    /// shows it bans it for [`PROBE_BANTIME`]; neither is counted, told or saved.
+    /// shows it bans it for [`PROBE_BANTIME`](crate::probe::PROBE_BANTIME); neither is counted, told or saved.
     pub fn handle_probe(&mut self, name: &JailName, now: Timestamp) -> Result<IpAddr, String> {
-        self.probes.retain(|probe| probe.until > now);
         if self.is_paused(name) {
             return Err("it is paused".to_owned());
         }
@@ -257,35 +249,32 @@ impl Engine {
                 "{PROBED:?} are all in ignoreip, or banned: one must be free for the self-test"
             ));
         };
-        let (jail, target) = (name.clone(), Target::of(addr.into()));
-        self.probes.push(Probe { jail, target, until: now.plus(PROBE_PATIENCE), met: false });
+        self.probes.expect(name.clone(), Target::of(addr.into()), now);
         Ok(addr.into())
     }
 
     /// Whether a failure is a self-test's. It bans in the jail that waits for it, and counts in no other.
     fn meet_probe(&mut self, jail: usize, addr: IpAddr, now: Timestamp, out: &mut Outcome) -> bool {
-        let target = Target::of(addr);
-        let name = &self.jails[jail].terms().name;
-        let mut probes = self.probes.iter_mut().filter(|probe| probe.target == target && probe.until > now);
-        let Some(first) = probes.next() else { return false };
-        if let Some(probe) =
-            std::iter::once(first).chain(probes).find(|probe| probe.jail == *name && !probe.met)
-        {
-            probe.met = true;
-            let bantime = Bantime::For(PROBE_BANTIME);
-            out.changes.push(Change::Ban(Ban { jail: name.clone(), target, at: now, bantime }));
-        }
-        true
+        let met = self.probes.meet(&self.jails[jail].terms().name, Target::of(addr), now);
+        out.changes.extend(met.iter().flatten().cloned().map(Change::Ban));
+        met.is_some()
     }
 
     /// What the kernel took without what self-tests asked for, which is not believed, told or saved.
-    pub fn without_probes(&self, mut taken: Vec<Change>) -> Vec<Change> {
-        let is_one = |ban: &Ban| {
-            let known = |probe: &Probe| probe.met && probe.jail == ban.jail && probe.target == ban.target;
-            ban.bantime == Bantime::For(PROBE_BANTIME) && self.probes.iter().any(known)
-        };
-        taken.retain(|change| !matches!(change, Change::Ban(ban) if is_one(ban)));
-        taken
+    pub fn without_probes(&self, taken: Vec<Change>) -> Vec<Change> {
+        self.probes.without(taken)
+    }
+
+    /// Compares the date of a line that arrived just now with the clock; whether something new is found. `zone` is
+    /// this host's, for sources without one of their own.
+    pub fn compare_clocks(&mut self, source: usize, text: &[u8], now: Timestamp, zone: &TimeZone) -> bool {
+        let source = &mut self.sources[source];
+        source.detector.compare_clocks(text, now, source.zone.as_ref().unwrap_or(zone))
+    }
+
+    /// How the dates of a source differ from the clock.
+    pub fn skew(&self, source: usize) -> Option<Skew> {
+        self.sources[source].detector.skew()
     }
 
     /// Counts a failure that no log showed, as if one had.
@@ -501,6 +490,9 @@ fn chance(secret: u64, target: Target, at: Timestamp) -> u64 {
 mod tests {
     use super::*;
     use crate::detect::Library;
+    use crate::model::Bantime;
+    use crate::probe::{PROBE_BANTIME, PROBE_PATIENCE};
+    use std::time::Duration;
 
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
@@ -518,7 +510,8 @@ mod tests {
             ignoreip: Allow::default(),
             hears_bans: name == "recidive",
         };
-        let listeners = ["a", "b"].map(|jail| Listener { jail: jail.parse().unwrap(), rule: rule.clone() });
+        let listeners =
+            ["a", "b"].map(|jail| Listener { jail: jail.parse().unwrap(), rule: rule.clone(), zone: None });
         let terms = ["a", "b", "recidive"].map(terms).into();
         Engine::new(terms, vec![listeners.into()], Allow::default(), 0)
     }
@@ -560,5 +553,25 @@ mod tests {
         assert_eq!(engine.handle_probe(&jail, NOW), Ok(PROBED[2].into()));
         engine.handle_pause(&jail, true);
         assert!(engine.handle_probe(&jail, NOW).is_err());
+    }
+
+    #[test]
+    fn a_source_is_read_and_compared_in_its_own_zone() {
+        let rule = Arc::new(Library::shipped().compile("sshd", None).unwrap());
+        let jail: JailName = "sshd".parse().unwrap();
+        let listener = |zone| vec![Listener { jail: jail.clone(), rule: rule.clone(), zone }];
+        let sources = vec![listener(None), listener(Some(TimeZone::UTC))];
+        let mut engine = Engine::new(Vec::new(), sources, Allow::default(), 0);
+        let host = TimeZone::fixed(jiff::tz::offset(2));
+        let mut news = [0, 0];
+        for minute in 0..30 {
+            let now = Timestamp::from_millis(1_795_255_200_000 + 60_000 * minute);
+            let line = format!("Nov 21 10:{minute:02}:00 h sshd[1]: x");
+            for (source, news) in news.iter_mut().enumerate() {
+                *news += u32::from(engine.compare_clocks(source, line.as_bytes(), now, &host));
+            }
+        }
+        assert_eq!(news, [1, 0]);
+        assert_eq!([0, 1].map(|source| engine.skew(source).map(|skew| skew.ahead_s)), [Some(-7200), None]);
     }
 }

@@ -8,11 +8,12 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use serde::Deserialize;
 
 use crate::acquire::place::Place;
 use crate::detect::{Library, NORMAL};
-use crate::host::Services;
+use crate::host::{self, Services};
 use crate::jail::FORGET;
 use crate::jail::bantime::{Growth, Increment};
 use crate::jail::friend::FRIEND_FOR;
@@ -66,6 +67,7 @@ pub struct Keys {
     pub count_by: Option<Spanned<Many<CountBy>>>,
     pub user_addrs: Option<Spanned<u32>>,
     pub distinct: Option<Spanned<Distinct>>,
+    pub tz: Option<Spanned<String>>,
 }
 
 /// How long a log-in makes a friend; none where it never does.
@@ -231,6 +233,15 @@ pub fn unreadable(path: &Path, error: &io::Error) -> Fault {
     Fault::whole(&path.display().to_string(), format!("cannot be read: {}", plain(error)))
 }
 
+/// The zone that `tz` names, or why there is none.
+pub fn zone(text: &str) -> Result<TimeZone, String> {
+    host::zone(text).map_err(|names| {
+        let near = yaml::near(text, &names).map(|near| format!(": did you mean {near}?"));
+        let ways = ": write a name such as Europe/Berlin (where tzdata is installed), UTC, or an offset such as +02:00";
+        format!("unknown time zone \"{}\"{}", text.escape_debug(), near.unwrap_or_else(|| ways.to_owned()))
+    })
+}
+
 impl Keys {
     /// What is wrong with a value by itself, each told at its place.
     fn faults(
@@ -263,6 +274,11 @@ impl Keys {
         }
         if let Some(hook) = self.hook.as_ref().filter(|hook| hook.value.0.is_empty()) {
             faults.push(fault(source, hook.defined, "name one: prerouting, input or forward"));
+        }
+        if let Some(tz) = &self.tz
+            && let Err(message) = zone(&tz.value)
+        {
+            faults.push(fault(source, tz.defined, message));
         }
         if let Some(increment) = &self.increment
             && let Err(message) = increment.value.increment()
@@ -325,6 +341,7 @@ impl Keys {
             count_by: upper.count_by.or(below.count_by),
             user_addrs: upper.user_addrs.or(below.user_addrs),
             distinct: upper.distinct.or(below.distinct),
+            tz: upper.tz.or(below.tz),
         }
     }
 }

@@ -161,7 +161,8 @@ fn engine(laws: &[Law]) -> Engine {
         hears_bans: law.hears_bans,
     });
     let heard = rules().iter().filter(|(name, _)| laws.iter().any(|law| law.name == *name));
-    let listeners = heard.map(|(name, rule)| Listener { jail: name.parse().unwrap(), rule: rule.clone() });
+    let listeners =
+        heard.map(|(name, rule)| Listener { jail: name.parse().unwrap(), rule: rule.clone(), zone: None });
     Engine::new(terms.collect(), vec![listeners.collect()], Allow::default(), 7)
 }
 

@@ -22,7 +22,7 @@ use crate::enforcer::{Done, Enforcer, Restore};
 use crate::engine::{Engine, Listener, Outcome};
 use crate::host::{self, AddressWatch, Services};
 use crate::jail::{FORGET, Jail};
-use crate::model::{Ban, Change, Event, Timestamp, plain};
+use crate::model::{Ban, Change, Event, JailName, Timestamp, plain};
 use crate::never;
 use crate::nft::Refusal;
 use crate::nft::netlink::Netlink;
@@ -37,6 +37,8 @@ pub struct Places {
     pub config: Option<PathBuf>,
     pub socket: PathBuf,
     pub state: PathBuf,
+    /// The jail that reads our standard input in place of its logs; when that ends, so do we.
+    pub stdin: Option<JailName>,
 }
 
 /// Why the agent did not start, or ended.
@@ -47,7 +49,7 @@ pub enum Stopped {
     Failed(String),
 }
 
-/// Runs until it is told to stop (SIGINT, SIGTERM). Bans stay in the kernel.
+/// Runs until it is told to stop (SIGINT, SIGTERM), or to the end of the standard input it reads. Bans stay in the kernel.
 pub fn run(places: &Places) -> Result<(), Stopped> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -116,8 +118,7 @@ struct Wakers {
 
 impl Daemon {
     async fn start(places: &Places) -> Result<(Daemon, Wakers, JoinHandle<()>), Stopped> {
-        let mut config =
-            Config::load(places.config.as_deref(), &Services::of_this_host()).map_err(bad_configuration)?;
+        let mut config = load(places).map_err(bad_configuration)?;
         let listener = control::listen(&places.socket).map_err(Stopped::Failed)?;
         let kernel = Netlink::open().map_err(refused)?;
         let (enforcer, done, thread) = Enforcer::spawn(Box::new(kernel), host::now);
@@ -170,6 +171,10 @@ impl Daemon {
             // While nothing may be read, what comes in wakes nobody.
             let may_read = self.may_read();
             let more = may_read && self.read_logs();
+            if self.sources.have_ended() {
+                tracing::info!("standard input ended, all of it was read");
+                break;
+            }
             let wake_at = self.wake_at();
             tokio::select! {
                 biased;
@@ -329,7 +334,7 @@ impl Daemon {
 
     /// Reads the configuration again and goes on by it, or by the old one where it is not in order.
     pub(crate) async fn reload(&mut self) -> Response {
-        let mut config = match Config::load(self.places.config.as_deref(), &Services::of_this_host()) {
+        let mut config = match load(&self.places) {
             Ok(config) => config,
             Err(faults) => return failed(Failed::BadConfiguration, yaml::told(&faults)),
         };
@@ -399,6 +404,10 @@ impl Wakers {
             hangup: signal(SignalKind::hangup())?,
         })
     }
+}
+
+fn load(places: &Places) -> Result<Config, Vec<Fault>> {
+    Config::load_for(places.config.as_deref(), &Services::of_this_host(), places.stdin.as_ref())
 }
 
 fn open_state(dir: &Path) -> (Option<State>, Saved, Vec<String>) {

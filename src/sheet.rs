@@ -42,6 +42,7 @@ pub struct Keys {
     pub rule: Option<Spanned<String>>,
     pub mode: Option<Spanned<String>>,
     pub logpath: Option<Many<Place>>,
+    pub command: Option<Spanned<Many<String>>>,
     pub port: Option<Spanned<Many<String>>>,
     pub maxretry: Option<Spanned<u32>>,
     pub findtime: Option<Text<Span>>,
@@ -124,8 +125,9 @@ impl Sheet {
                 .collect::<BTreeMap<_, _>>()
         });
         let mut faults = defaults.faults(None, &source, library, services);
-        for key in [&defaults.rule, &defaults.mode].into_iter().flatten() {
-            faults.push(fault(&source, key.defined, "this belongs to a jail, not to defaults"));
+        let of_a_jail = [&defaults.rule, &defaults.mode].into_iter().flatten().map(|key| key.defined);
+        for place in of_a_jail.chain(defaults.command.iter().map(|key| key.defined)) {
+            faults.push(fault(&source, place, "this belongs to a jail, not to defaults"));
         }
         for (name, jail) in jails.iter().flatten() {
             if let Some(key) = &jail.keys.ban_local {
@@ -190,6 +192,21 @@ impl Keys {
         {
             faults.push(fault(source, port.defined, message));
         }
+        if let Some(command) = &self.command {
+            let misread = match command.value.0.as_slice() {
+                [] => "name a program and its arguments: [podman, logs, --follow, web]",
+                [only] if only.contains(char::is_whitespace) => {
+                    "no shell reads this: write each word by itself, as [podman, logs, --follow, web]"
+                }
+                words if words[0].is_empty() || words.iter().any(|word| word.contains('\0')) => {
+                    "no program can be called so"
+                }
+                _ => "",
+            };
+            if !misread.is_empty() {
+                faults.push(fault(source, command.defined, misread));
+            }
+        }
         if let Some(increment) = &self.increment
             && let Err(message) = increment.value.increment()
         {
@@ -223,6 +240,7 @@ impl Keys {
             rule: upper.rule.or(below.rule),
             mode: upper.mode.or(below.mode),
             logpath: upper.logpath.or(below.logpath),
+            command: upper.command.or(below.command),
             port: upper.port.or(below.port),
             maxretry: upper.maxretry.or(below.maxretry),
             findtime: upper.findtime.or(below.findtime),

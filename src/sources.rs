@@ -34,6 +34,7 @@ struct Followed {
     place: Place,
     reader: Reader,
     lines: u64,
+    overlong: u64,
     last_line: Option<Timestamp>,
 }
 
@@ -152,6 +153,14 @@ impl Sources {
         turn
     }
 
+    /// Whether the one came to its end that we run for: standard input.
+    pub fn have_ended(&self) -> bool {
+        self.followed.iter().any(|followed| match &followed.reader {
+            Reader::File(_) => false,
+            Reader::Stream(stream) => stream.has_ended(),
+        })
+    }
+
     /// When to call [`Sources::poll`] next; none where events tell everything.
     pub fn poll_timeout(&mut self, now: Timestamp) -> Option<Timestamp> {
         let blind = self.followed.iter().any(|followed| followed.is_blind(&self.watch));
@@ -210,7 +219,7 @@ impl Followed {
                 Reader::File(Box::new(Follower::open(path, saved, Start::Since(Box::new(age)), now)?))
             }
         };
-        Ok(Followed { id, place: place.clone(), reader, lines: 0, last_line: None })
+        Ok(Followed { id, place: place.clone(), reader, lines: 0, overlong: 0, last_line: None })
     }
 
     fn handle_progress(&mut self, progress: &Progress, now: Timestamp) {
@@ -225,6 +234,7 @@ impl Followed {
             }
         }
         if progress.overlong > 0 {
+            self.overlong += progress.overlong;
             tracing::warn!("{}: {} overlong lines were dropped", self.place, progress.overlong);
         }
         if progress.lines > 0 {
@@ -252,6 +262,8 @@ impl Followed {
             state,
             lines: self.lines,
             behind: self.reader.behind(),
+            overlong: self.overlong,
+            lost: self.reader.lost(),
             last_line: self.last_line,
         }
     }
@@ -291,7 +303,15 @@ impl Reader {
     fn behind(&self) -> u64 {
         match self {
             Reader::File(follower) => follower.behind(),
-            Reader::Stream(_) => 0,
+            Reader::Stream(stream) => stream.behind(),
+        }
+    }
+
+    /// Lines that the kernel dropped because they came faster than they were read.
+    fn lost(&self) -> u64 {
+        match self {
+            Reader::File(_) => 0,
+            Reader::Stream(stream) => stream.lost(),
         }
     }
 }

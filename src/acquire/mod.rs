@@ -11,6 +11,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -21,12 +22,15 @@ use crate::model::plain;
 
 pub mod archive;
 pub mod bisect;
+mod command;
+mod datagram;
 mod fifo;
 pub mod file;
 pub mod identity;
 pub mod place;
 pub mod ready;
 pub mod splitter;
+mod stdin;
 pub mod stream;
 mod tail;
 
@@ -80,6 +84,12 @@ pub enum What {
     NotAFile(&'static str),
     /// The system's words for why it cannot be read; tried again at the next event.
     Unreadable(String),
+    /// The kernel dropped so many lines of a stream that were not read in time.
+    Shed(u64),
+    /// A line came over the network from somebody who is not of this host.
+    Stranger(IpAddr),
+    /// What a program wrote to its standard error.
+    Says(String),
 }
 
 impl fmt::Display for Notice {
@@ -95,6 +105,14 @@ impl fmt::Display for Notice {
             }
             What::NotAFile(kind) => write!(f, "cannot read {path}: it is {kind}, not a file"),
             What::Unreadable(reason) => write!(f, "cannot read {path}: {reason}"),
+            What::Shed(1) => write!(f, "{path}: 1 line came faster than it could be read, and was lost"),
+            What::Shed(lines) => {
+                write!(f, "{path}: {lines} lines came faster than they could be read, and were lost")
+            }
+            What::Stranger(addr) => {
+                write!(f, "{path}: refused lines from {addr}: only this host may write here")
+            }
+            What::Says(text) => write!(f, "{path} says: {text}"),
         }
     }
 }

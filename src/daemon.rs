@@ -49,7 +49,8 @@ pub enum Stopped {
     Failed(String),
 }
 
-/// Runs until it is told to stop (SIGINT, SIGTERM), or to the end of the standard input it reads. Bans stay in the kernel.
+/// Runs until it is told to stop (SIGINT, SIGTERM), or to the end of the standard input it reads. Bans stay in the
+/// kernel.
 pub fn run(places: &Places) -> Result<(), Stopped> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -165,7 +165,9 @@ impl Sources {
     pub fn poll_timeout(&mut self, now: Timestamp) -> Option<Timestamp> {
         let blind = self.followed.iter().any(|followed| followed.is_blind(&self.watch));
         self.poll_at = if blind { Some(self.poll_at.unwrap_or(now.plus(POLL_EVERY))) } else { None };
-        self.followed.iter().filter_map(|followed| followed.reader.poll_timeout()).chain(self.poll_at).min()
+        // Whoever is awake is read as soon as that may be; no time brings it nearer.
+        let asleep = self.followed.iter().filter(|followed| !self.awake.contains(&followed.id));
+        asleep.filter_map(|followed| followed.reader.poll_timeout()).chain(self.poll_at).min()
     }
 
     /// Wakes those that are to be looked at though nothing happened.

@@ -286,7 +286,8 @@ fn what_a_program_prints_bans_and_the_program_ends_with_us() {
     write(&scene.path("log"), &failures("203.0.113.68", 3));
     scene.wait_for("the third ban", || scene.holds("sshd_v4", "203.0.113.68"));
 
-    // However we end, it ends too.
+    // However we end, it ends too, also one that never looks whether somebody reads.
+    let config = jail("/dev/null").replace("logpath: /dev/null", "command: [sleep, 600]");
     fs::write(scene.path("nftjail.yaml"), config).unwrap();
     assert!(ask(&scene, &["reload"]).status.success());
     let child = || children(pid(&scene)).trim().to_owned();

@@ -5,6 +5,8 @@
 //! After every read it calls [`Watch::aim`], and reads again where that says [`Aimed::LookAgain`], because what
 //! was written before the watch was set raised no event. Followers that [`Watch::needs_polling`] names are read
 //! once a second; [`file::Follower::poll_timeout`] says when one has to be read though nothing happened.
+//!
+//! [`stream::Stream`]s are read the same way, and [`ready::Ready`] is to them what the watch is to files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};

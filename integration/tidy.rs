@@ -12,7 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("yaml", &[]),
     ("netlink", &[]),
     ("sockets", &["model", "netlink"]),
-    ("acquire", &["model"]),
+    ("acquire", &["model", "yaml"]),
     ("detect", &["model", "yaml"]),
     ("jail", &["model"]),
     ("nft", &["model"]),
@@ -35,7 +35,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "acquire", "model", "yaml", "detect", "jail", "nft", "tell", "bell", "engine", "enforcer",
             "sources", "sockets", "state", "config", "control", "host", "answers", "never", "spare",
-            "repair", "audit",
+            "repair", "audit", "saving",
         ],
     ),
     ("diagnosis", &["host", "model", "nft", "status"]),
@@ -43,6 +43,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("tun", &["lab", "model"]),
     ("selftest", &["acquire", "config", "control", "detect", "host", "model", "nft", "tun", "yaml"]),
     ("audit", &["daemon", "enforcer", "host", "jail", "model", "nft"]),
+    ("saving", &["config", "daemon", "host", "jail", "state"]),
     ("repair", &["control", "daemon", "enforcer", "engine", "host", "jail", "model", "nft", "status"]),
     (
         "reload",

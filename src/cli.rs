@@ -12,6 +12,7 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use crate::acquire::place::Place;
+use crate::acquire::stream::Stream;
 use crate::config::{self, Config};
 use crate::control::{self, Failed, Request, Response, Unanswered, Whom};
 use crate::daemon;
@@ -51,6 +52,12 @@ enum Verb {
         /// How much to say: error, warn, info or debug
         #[arg(long, value_name = "LEVEL", default_value = "info")]
         log: tracing::Level,
+        /// Let one jail read standard input in place of its logs, and stop cleanly when that ends
+        #[arg(long, requires = "jail")]
+        stdin: bool,
+        /// The jail that reads standard input; a rule's name will do where nothing is configured
+        #[arg(long, value_name = "JAIL", requires = "stdin")]
+        jail: Option<JailName>,
         /// Let the clock run so many seconds off, as if it were then
         #[arg(long, hide = true, value_name = "SECONDS", default_value_t = 0, allow_negative_numbers = true)]
         clock_offset: i64,
@@ -293,9 +300,9 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode, Trouble> {
     let Cli { config, socket, verb } = cli;
     match verb {
-        Verb::Run { state, log, clock_offset } => {
+        Verb::Run { state, log, stdin: _, jail, clock_offset } => {
             host::set_clock_offset(clock_offset);
-            watch(&daemon::Places { config, socket, state }, log)
+            watch(&daemon::Places { config, socket, state, stdin: jail }, log)
         }
         Verb::Check => check(config.as_deref()),
         Verb::Status { jail, json } => {
@@ -462,15 +469,8 @@ fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
     let mut text = String::new();
     for jail in &config.jails {
         let name = &jail.terms.name;
-        for path in jail.logpath.iter().filter_map(Place::file) {
-            let state = match File::open(path) {
-                Ok(_) => "ok".to_owned(),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    "is not there yet, will be waited for".to_owned()
-                }
-                Err(error) => format!("cannot be read: {}", plain(&error)),
-            };
-            text += &format!("{name}: {} {state}\n", path.display());
+        for place in &jail.logpath {
+            text += &format!("{name}: {place} {}\n", outlook(place));
         }
     }
     let count = config.jails.len();
@@ -480,6 +480,21 @@ fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
         if count == 1 { "jail" } else { "jails" }
     );
     print(&text)
+}
+
+/// What the agent will find in this place.
+fn outlook(place: &Place) -> String {
+    let found = match place {
+        Place::File(path) => match File::open(path) {
+            Ok(_) => Ok("ok"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok("is not there yet, will be waited for")
+            }
+            Err(error) => Err(plain(&error)),
+        },
+        Place::Stream(channel) => Stream::of(channel, place.to_string()).outlook(),
+    };
+    found.map_or_else(|why| format!("cannot be read: {why}"), str::to_owned)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jiff::tz::TimeZone;
 
-use crate::acquire::place::Place;
+use crate::acquire::place::{Channel, Place};
 use crate::detect::{Library, NORMAL, Rule};
 use crate::host::Services;
 use crate::jail::Terms;
@@ -84,6 +84,16 @@ impl Config {
     ///
     /// All faults are told at once. A folder without any file is no fault: the built-in sshd jail runs then.
     pub fn load(place: Option<&Path>, services: &Services) -> Result<Config, Vec<Fault>> {
+        Config::load_for(place, services, None)
+    }
+
+    /// The same, but this jail reads standard input in place of its logs. Where the files have no jails at all, it is
+    /// the only one, and named after its rule.
+    pub fn load_for(
+        place: Option<&Path>,
+        services: &Services,
+        stdin: Option<&JailName>,
+    ) -> Result<Config, Vec<Fault>> {
         let files = files(place).map_err(|fault| vec![fault])?;
         let library = library(&rules_dir(place)).map_err(|fault| vec![fault])?;
         let mut faults = Vec::new();
@@ -96,6 +106,9 @@ impl Config {
         }
         if !faults.is_empty() {
             return Err(faults);
+        }
+        if let Some(name) = stdin {
+            give_stdin(&mut sheet, name)?;
         }
         let ignoreip = List::new(sheet.defaults.ignoreip.clone(), sheet.ignoreip_at.take());
         let trusted_proxies = List::new(sheet.defaults.trusted_proxies.clone(), sheet.trusted_at.take());
@@ -214,17 +227,30 @@ const MAXRETRY: u32 = 5;
 /// Elements for each family of a jail: about 80 MB of kernel memory when it is full.
 const CAPACITY: u32 = 1 << 20;
 
+/// One jail with nothing said of it.
+fn built_in(name: JailName) -> BTreeMap<JailName, JailSheet> {
+    let source = Arc::new(("built-in configuration".to_owned(), String::new()));
+    let sheet = JailSheet { keys: Keys::default(), source, place: Location::UNKNOWN };
+    BTreeMap::from([(name, sheet)])
+}
+
+fn give_stdin(sheet: &mut Sheet, name: &JailName) -> Result<(), Vec<Fault>> {
+    let jails = sheet.jails.get_or_insert_with(|| built_in(name.clone()));
+    let names: Vec<String> = jails.keys().map(ToString::to_string).collect();
+    let Some(jail) = jails.get_mut(name) else {
+        return Err(vec![Fault::whole("--jail", yaml::unknown("jail", name.as_str(), &names))]);
+    };
+    jail.keys.logpath = Some(Many(vec![Place::Stream(Channel::Stdin)]));
+    jail.keys.command = None;
+    jail.keys.enabled = Some(true);
+    Ok(())
+}
+
 /// What the sheets come to, jail by jail.
 fn resolve(sheet: Sheet, library: &Library, services: &Services) -> Result<Vec<JailConfig>, Vec<Fault>> {
-    let built_in = || {
-        let name: JailName = "sshd".parse().expect("a jail's name");
-        let source = Arc::new(("built-in configuration".to_owned(), String::new()));
-        let sheet = JailSheet { keys: Keys::default(), source, place: Location::UNKNOWN };
-        BTreeMap::from([(name, sheet)])
-    };
     let mut resolved = Vec::new();
     let mut faults = Vec::new();
-    for (name, jail) in sheet.jails.unwrap_or_else(built_in) {
+    for (name, jail) in sheet.jails.unwrap_or_else(|| built_in("sshd".parse().expect("a jail's name"))) {
         let own = jail.keys.clone();
         // `ignoreip` of the defaults holds for every jail already, in the kernel too.
         let keys = Keys { ignoreip: own.ignoreip.clone(), ..jail.keys.over(&sheet.defaults) };
@@ -280,12 +306,8 @@ fn resolve_jail(
         ));
     }
     // A jail recidive that names no log hears the bans of the other jails themselves.
-    let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none();
-    let logpath = match keys.logpath {
-        Some(Many(paths)) => paths,
-        None if hears_bans => Vec::new(),
-        None => default_logpath(rule.logpath()),
-    };
+    let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none() && keys.command.is_none();
+    let logpath = places(keys.logpath, keys.command, hears_bans, &rule);
     let ports = ports::ports(keys.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
     let zone = keys.tz.map(|tz| sheet::zone(&tz.value)).transpose()?;
     let increment = keys.increment.map(|key| key.value.increment()).transpose()?;
@@ -323,6 +345,22 @@ fn resolve_jail(
         zone,
         ignoreip,
     })
+}
+
+/// Where a jail's lines come from: what is named, or the rule's own logs.
+fn places(
+    logpath: Option<Many<Place>>,
+    command: Option<Spanned<Many<String>>>,
+    hears_bans: bool,
+    rule: &Rule,
+) -> Vec<Place> {
+    let command = command.map(|command| Place::Stream(Channel::Command(command.value.0)));
+    let named = match logpath {
+        Some(Many(paths)) => paths,
+        None if hears_bans || command.is_some() => Vec::new(),
+        None => default_logpath(rule.logpath()),
+    };
+    named.into_iter().chain(command).collect()
 }
 
 /// The first log that is there, since distributions differ; all of them where none is, to wait for.
@@ -434,6 +472,39 @@ mod tests {
                 "{text}: {}",
                 fault.message
             );
+        }
+    }
+
+    #[test]
+    fn a_command_is_a_source_beside_the_logs_that_are_named_or_alone() {
+        let places = |text: &str| -> Vec<String> {
+            load(text).unwrap().jails[0].logpath.iter().map(ToString::to_string).collect()
+        };
+        let command = "command: [podman, logs, --since, 0, web]";
+        assert_eq!(places(&format!("jails: {{sshd: {{{command}}}}}")), ["command:podman logs --since 0 web"]);
+        assert_eq!(
+            places(&format!("jails: {{sshd: {{logpath: /var/log/a, {command}}}}}")),
+            ["/var/log/a", "command:podman logs --since 0 web"]
+        );
+        let config = load(&format!("jails: {{recidive: {{{command}}}}}")).unwrap();
+        assert!(!config.jails[0].terms.hears_bans, "it reads what the command prints");
+    }
+
+    #[test]
+    fn a_command_for_a_shell_and_a_place_that_cannot_be_are_pointed_at() {
+        for (text, line, wanted) in [
+            (
+                "jails:\n  sshd:\n    command: podman logs web\n",
+                3,
+                "no shell reads this: write each word by itself",
+            ),
+            ("jails:\n  sshd:\n    command: []\n", 3, "name a program and its arguments"),
+            ("defaults:\n  command: [tail]\n", 2, "this belongs to a jail, not to defaults"),
+            ("jails:\n  sshd:\n    logpath:\n      - fifi:/run/x\n", 4, "did you mean fifo?"),
+            ("jails:\n  sshd:\n    logpath: udp:198.51.100.1:514\n", 3, "can be reached from other hosts"),
+        ] {
+            let fault = load(text).unwrap_err()[0].clone();
+            assert!(fault.line == line && fault.message.contains(wanted), "{fault}");
         }
     }
 

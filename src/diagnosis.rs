@@ -440,7 +440,15 @@ mod tests {
 
     fn source(name: &str) -> SourceStatus {
         let state = "following".to_owned();
-        SourceStatus { name: name.to_owned(), state, lines: 1, behind: 0, last_line: Some(ago(3)) }
+        SourceStatus {
+            name: name.to_owned(),
+            state,
+            lines: 1,
+            behind: 0,
+            lost: 0,
+            overlong: 0,
+            last_line: Some(ago(3)),
+        }
     }
 
     fn facts() -> Facts {

@@ -28,6 +28,7 @@ pub mod probe;
 pub mod reload;
 pub mod repair;
 pub mod replay;
+pub mod saving;
 pub mod selftest;
 pub mod sheet;
 pub mod sockets;

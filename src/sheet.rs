@@ -50,6 +50,7 @@ pub struct Keys {
     pub rule: Option<Spanned<String>>,
     pub mode: Option<Spanned<String>>,
     pub logpath: Option<Many<Place>>,
+    pub command: Option<Spanned<Many<String>>>,
     pub port: Option<Spanned<Many<String>>>,
     pub maxretry: Option<Spanned<u32>>,
     pub findtime: Option<Text<Span>>,
@@ -145,6 +146,20 @@ impl IncrementKeys {
     }
 }
 
+/// What is wrong with the words of a command; empty where nothing is.
+fn misread(words: &[String]) -> &'static str {
+    match words {
+        [] => "name a program and its arguments: [podman, logs, --follow, web]",
+        [only] if only.contains(char::is_whitespace) => {
+            "no shell reads this: write each word by itself, as [podman, logs, --follow, web]"
+        }
+        words if words[0].is_empty() || words.iter().any(|word| word.contains('\0')) => {
+            "no program can be called so"
+        }
+        _ => "",
+    }
+}
+
 /// The text of a file, kept for pointing at it.
 pub type Source = Arc<(String, String)>;
 
@@ -188,7 +203,8 @@ impl Sheet {
         let rule = defaults.rule.as_ref().map(|key| key.defined);
         let mode = defaults.mode.as_ref().map(|key| key.defined);
         let distinct = defaults.distinct.as_ref().map(|key| key.defined);
-        for place in [rule, mode, distinct].into_iter().flatten() {
+        let command = defaults.command.as_ref().map(|key| key.defined);
+        for place in [rule, mode, distinct, command].into_iter().flatten() {
             faults.push(fault(&source, place, "this belongs to a jail, not to defaults"));
         }
         for (name, jail) in jails.iter().flatten() {
@@ -280,6 +296,12 @@ impl Keys {
         {
             faults.push(fault(source, tz.defined, message));
         }
+        if let Some(command) = &self.command {
+            let misread = misread(&command.value.0);
+            if !misread.is_empty() {
+                faults.push(fault(source, command.defined, misread));
+            }
+        }
         if let Some(increment) = &self.increment
             && let Err(message) = increment.value.increment()
         {
@@ -324,6 +346,7 @@ impl Keys {
             rule: upper.rule.or(below.rule),
             mode: upper.mode.or(below.mode),
             logpath: upper.logpath.or(below.logpath),
+            command: upper.command.or(below.command),
             port: upper.port.or(below.port),
             maxretry: upper.maxretry.or(below.maxretry),
             findtime: upper.findtime.or(below.findtime),

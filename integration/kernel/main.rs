@@ -15,3 +15,4 @@ mod repairs;
 mod scene;
 mod selftest;
 mod soaks;
+mod streams;

@@ -74,14 +74,20 @@ impl Kind for Datagram {
     fn read(&mut self, reading: &mut Reading) -> Result<bool, String> {
         self.open()?;
         let Some(socket) = &self.socket else { return Ok(false) };
+        let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
         while reading.left > 0 {
-            let (count, from) =
-                match rustix::net::recvfrom(&socket.fd, &mut reading.buffer[..], RecvFlags::DONTWAIT) {
-                    Ok((count, _, from)) => (count, from),
-                    Err(Errno::AGAIN) => return Ok(false),
-                    Err(Errno::INTR) => continue,
-                    Err(error) => return Err(plain(&error.into())),
-                };
+            let (count, from) = match rustix::net::recvfrom(&socket.fd, &mut reading.buffer[..], flags) {
+                // What did not fit in the buffer is longer than a line may be.
+                Ok((count, whole, _)) if whole > count => {
+                    reading.left = reading.left.saturating_sub(whole + OVERHEAD_BYTES);
+                    reading.progress.overlong += 1;
+                    continue;
+                }
+                Ok((count, _, from)) => (count, from),
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(plain(&error.into())),
+            };
             reading.left = reading.left.saturating_sub(count + OVERHEAD_BYTES);
             let from = from.and_then(|from| SocketAddr::try_from(from).ok());
             match from.filter(|from| !from.ip().is_loopback()) {
@@ -321,7 +327,7 @@ mod tests {
         let mut notices = Vec::new();
         for now in [1_000, 2_000, 61_000] {
             let progress = stream.read(Timestamp::from_millis(now), usize::MAX, &mut |_| {});
-            got += progress.overlong;
+            got += progress.lines;
             notices.extend(progress.notices.into_iter().map(|notice| (now, notice.what)));
             if now == 1_000 {
                 assert_eq!(got + lost, 400);

@@ -5,6 +5,7 @@ mod doctor;
 mod documents;
 mod hooks;
 mod netns;
+mod networks;
 mod never;
 mod nft;
 mod protects;

@@ -188,9 +188,13 @@ impl Scene {
         let set = listed["nftables"].as_array().unwrap().iter().find_map(|object| object.get("set")).unwrap();
         let none = Vec::new();
         let elements = set.get("elem").and_then(Value::as_array).unwrap_or(&none);
+        let name = |value: &Value| match value.get("prefix") {
+            Some(net) => format!("{}/{}", net["addr"].as_str().unwrap(), net["len"]),
+            None => value.as_str().unwrap().to_owned(),
+        };
         let read = |element: &Value| match element.get("elem") {
-            Some(inner) => (inner["val"].as_str().unwrap().to_owned(), inner["expires"].as_u64()),
-            None => (element.as_str().unwrap().to_owned(), None),
+            Some(inner) => (name(&inner["val"]), inner["expires"].as_u64()),
+            None => (name(element), None),
         };
         elements.iter().map(read).collect()
     }

@@ -9,6 +9,7 @@ mod networks;
 mod never;
 mod nft;
 mod protects;
+mod random;
 mod refuses;
 mod rejects;
 mod reloads;

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -122,6 +123,17 @@ impl Scene {
     /// Runs something on a thread of its own on the server.
     pub fn as_server<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         on_thread_in(&self.server, act)
+    }
+
+    /// Gives the attacker many addresses at once.
+    pub fn give_attacker_all(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let lines = addresses.into_iter().map(|address| match address {
+            IpAddr::V4(v4) => format!("addr add {v4}/32 dev cable1\n"),
+            IpAddr::V6(v6) => format!("addr add {v6}/128 dev cable1 nodad\n"),
+        });
+        let batch = self.path("addresses");
+        fs::write(&batch, lines.collect::<String>()).unwrap();
+        ip(&["-n", &self.attacker, "-batch", batch.to_str().unwrap()]);
     }
 
     fn give_attacker(&self, address: &str) {

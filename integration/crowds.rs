@@ -29,6 +29,7 @@ fn engine(user_addrs: Option<u32>) -> Engine {
         increment: None,
         ignoreip: Allow::default(),
         hears_bans: false,
+        prefix: None,
     };
     Engine::new(vec![terms], vec![vec![Listener { jail: name, rule, zone: None }]], Allow::default(), 7)
 }

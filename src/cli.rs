@@ -76,10 +76,10 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Ban addresses by hand
+    /// Ban addresses or networks by hand
     Ban {
         jail: JailName,
-        #[arg(value_name = "ADDR", required_unless_present = "stdin")]
+        #[arg(value_name = "ADDR_OR_NET", required_unless_present = "stdin")]
         targets: Vec<Target>,
         /// For how long: 10m, 1h30m, 1w, forever; the jail's own bantime where left out
         #[arg(long = "for", value_name = "BANTIME")]
@@ -87,7 +87,7 @@ enum Verb {
         /// Read addresses from standard input, one in each line
         #[arg(long)]
         stdin: bool,
-        /// Even if this very session comes from there
+        /// Even if this very session comes from there, or a network is wider than /16 (IPv6: /32)
         #[arg(long)]
         force: bool,
     },
@@ -318,6 +318,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
         Verb::Ban { jail, targets, bantime, stdin, force } => {
             let targets = targets_with(targets, stdin)?;
             if !force {
+                spare_too_many(&targets)?;
                 spare_this_session(&targets)?;
             }
             ban(&socket, &jail, &targets, bantime)
@@ -381,7 +382,7 @@ fn yes_or_no(yes: bool) -> ExitCode {
 fn comes_from(session: &str, target: Target) -> bool {
     // A link-local address names its interface too: fe80::1%eth0.
     let client = session.split([' ', '%']).next().and_then(|client| client.parse().ok());
-    client.is_some_and(|client| Target::of(client) == target)
+    client.is_some_and(|client| target.covers(Target::of(client)))
 }
 
 fn ask(socket: &Path, request: &Request) -> Result<Response, Trouble> {
@@ -422,6 +423,12 @@ fn targets_with(mut targets: Vec<Target>, stdin: bool) -> Result<Vec<Target>, Tr
         }
     }
     Ok(targets)
+}
+
+fn spare_too_many(targets: &[Target]) -> Result<(), Trouble> {
+    let Some(wide) = targets.iter().find(|target| target.needs_force()) else { return Ok(()) };
+    let why = "it is wider than /16 (IPv6: /32): say --force if you mean it";
+    Err(Trouble::Failed(format!("{wide} is not banned: {why}")))
 }
 
 fn spare_this_session(targets: &[Target]) -> Result<(), Trouble> {
@@ -508,6 +515,9 @@ mod tests {
             ("203.0.113.9 50000 198.51.100.1 22", "198.51.100.1", false),
             ("2001:db8:66::9 50000 2001:db8:51::1 22", "2001:db8:66::/64", true),
             ("fe80::9%eth0 50000 fe80::1%eth0 22", "fe80::/64", true),
+            ("203.0.113.9 50000 198.51.100.1 22", "203.0.113.0/28", true),
+            ("203.0.113.9 50000 198.51.100.1 22", "203.0.113.16/28", false),
+            ("2001:db8:66::9 50000 2001:db8:51::1 22", "2001:db8::/32", true),
             ("", "203.0.113.9", false),
         ] {
             assert_eq!(comes_from(session, target.parse().unwrap()), wanted, "{session}");

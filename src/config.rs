@@ -287,7 +287,7 @@ fn resolve_jail(
     library: &Library,
     services: &Services,
 ) -> Result<JailConfig, String> {
-    let (friend_for, user_addrs) = (keys.friend_for(), keys.user_addrs());
+    let (friend_for, user_addrs, prefix) = (keys.friend_for(), keys.user_addrs(), keys.prefix_law(own)?);
     let ignoreip = entries(keys.ignoreip);
     let rule_name = keys.rule.map_or_else(|| name.to_string(), |rule| rule.value);
     if !library.has(&rule_name) {
@@ -328,6 +328,7 @@ fn resolve_jail(
         friend_for,
         ignoreip: Allow::default(),
         hears_bans,
+        prefix,
     };
     let hooks = keys.hook.map_or([Hook::Prerouting].into(), |hook| hook.value.0.into_iter().collect());
     let (block, capacity) = (keys.block.unwrap_or_default(), number(&keys.capacity).unwrap_or(CAPACITY));
@@ -375,6 +376,7 @@ fn default_logpath(candidates: &[String]) -> Vec<Place> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jail::prefix::PrefixLaw;
 
     fn load(text: &str) -> Result<Config, Vec<Fault>> {
         let dir = tempfile::tempdir().unwrap();
@@ -424,7 +426,7 @@ mod tests {
                 "defaults: {count_by: [user]}\n",
                 1,
                 22,
-                "addresses are what is banned: write [addr, user] to count users as well",
+                "addresses are what is banned: write [addr, user] or [addr, prefix] to count others as well",
             ),
             ("defaults: {count_by: [addr, usr]}\n", 1, 29, "unknown word \"usr\": did you mean user?"),
             ("defaults: {user_addrs: 65}\n", 1, 24, "this must be from 1 to 64"),
@@ -516,6 +518,21 @@ mod tests {
         assert_eq!(fault.line, 3);
         let wanted = "/a cannot be in two time zones: give this jail the same tz as sshd, or none";
         assert_eq!(fault.message, wanted);
+    }
+
+    #[test]
+    fn networks_are_banned_by_the_jails_that_count_by_them() {
+        let law = |text: &str| load(text).unwrap().jails[0].terms.prefix.clone();
+        assert_eq!(law("jails: {sshd: {port: 22}}"), None);
+        let counts = "count_by: [addr, prefix]";
+        let usual = law(&format!("jails: {{sshd: {{port: 22, {counts}}}}}")).unwrap();
+        assert_eq!((&usual.v4[..], &usual.v6[..], usual.offenders), (&[24][..], &[56, 48][..], 16));
+        let own = "prefix: {v4: [12, 24], v6: 32, offenders: 3, findtime: 1h, force: true}";
+        let law_of = |jail: &str| law(&format!("defaults: {{{own}}}\njails: {{sshd: {{port: 22{jail}}}}}"));
+        let findtime = Duration::from_secs(3_600);
+        let wanted = PrefixLaw { v4: vec![12, 24], v6: vec![32], offenders: 3, findtime };
+        assert_eq!(law_of(&format!(", {counts}")), Some(wanted));
+        assert_eq!(law_of(""), None);
     }
 
     #[test]

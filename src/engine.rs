@@ -10,9 +10,9 @@ use jiff::tz::TimeZone;
 
 use crate::detect::skew::Skew;
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
-use crate::jail::allow::{Allow, is_internal, is_unbannable};
+use crate::jail::allow::{Allow, is_internal};
 use crate::jail::{Jail, Terms, Verdict};
-use crate::model::{Ban, Change, Event, Failure, JailName, Mark, Memory, Target, Timestamp};
+use crate::model::{Ban, Bantime, Change, Event, Failure, JailName, Mark, Memory, Target, Timestamp};
 use crate::probe::{PROBED, Probes};
 
 /// Which jails listen to one source, and with which rules.
@@ -159,23 +159,29 @@ impl Engine {
         let mut out = Outcome::default();
         for jail in &self.jails {
             let spares = |target: &Target| {
-                self.never.covers(target.network()) || jail.terms().ignoreip.touches(target.net())
+                // The kernel lets those who are never banned pass before any ban, so only where all of a target are is
+                // its ban of no use; one jail's `ignoreip` has no such guard.
+                self.never.holds(target.net()) || jail.terms().ignoreip.touches(target.net())
             };
             let asked = jail.asked().filter(|target| jail.ban(*target).is_none());
             let held = jail.bans().map(|ban| ban.target).chain(asked);
-            let spared = held.filter(spares);
+            let spared = held.filter(spares).filter(|target| !jail.is_taken_over(*target));
             out.changes
                 .extend(spared.map(|target| Change::Release { jail: jail.terms().name.clone(), target }));
         }
         out
     }
 
-    /// Somebody asked the kernel for a change by hand.
-    pub fn handle_asked(&mut self, change: &Change) {
-        let Change::Ban(ban) = change else { return };
-        if let Some(jail) = self.jails.iter_mut().find(|jail| jail.terms().name == ban.jail) {
-            jail.note_asked(ban);
-        }
+    /// Somebody bans by hand: what to ask the kernel for, or why nobody is banned.
+    pub fn handle_ban(
+        &mut self,
+        name: &JailName,
+        targets: &[Target],
+        bantime: Bantime,
+        now: Timestamp,
+    ) -> Result<Vec<Change>, String> {
+        let jail = self.jails.iter_mut().find(|jail| jail.terms().name == *name);
+        jail.map_or(Ok(Vec::new()), |jail| jail.handle_ban(targets, bantime, now, &self.never))
     }
 
     /// Judges one line of a source. Where the source has a zone of its own, it goes before the clock's.
@@ -241,8 +247,8 @@ impl Engine {
         }
         let is_free = |addr: &Ipv4Addr| {
             let target = Target::of((*addr).into());
-            let stands = self.jail(name).is_some_and(|jail| jail.ban(target).is_some());
-            !stands && self.spares(name, target).is_none()
+            let stands = |jail: &Jail| jail.ban(target).is_some() || jail.banned_around(target).is_some();
+            self.jail(name).is_some_and(|jail| !stands(jail) && jail.spared_in(target, &self.never).is_none())
         };
         let Some(addr) = PROBED.into_iter().find(is_free) else {
             return Err(format!(
@@ -298,7 +304,8 @@ impl Engine {
         self.paused.contains(jail)
     }
 
-    /// The kernel took a change. A new ban is a failure in the jails that hear bans, but for those of their kind.
+    /// The kernel took a change. A new ban of an address is a failure in the jails that hear bans, but for those of
+    /// their kind, and may be the last straw for its network.
     pub fn handle_taken(&mut self, change: &Change, now: Timestamp, out: &mut Outcome) {
         let Some(index) = self.jails.iter().position(|jail| jail.terms().name == *change.jail()) else {
             return;
@@ -306,14 +313,20 @@ impl Engine {
         let held = matches!(change, Change::Ban(ban) if self.jails[index].ban(ban.target) == Some(ban));
         let new = self.jails[index].handle_taken(change);
         self.unsaved.insert((change.jail().clone(), change.target()));
-        out.events.push(match change.clone() {
-            Change::Ban(ban) if held => Event::PutBack { ban },
-            Change::Ban(ban) if new => Event::Banned { ban },
-            Change::Ban(ban) => Event::Extended { ban },
-            Change::Release { jail, target } => Event::Released { jail, target },
+        out.events.extend(match change.clone() {
+            Change::Ban(ban) if held => Some(Event::PutBack { ban }),
+            Change::Ban(ban) if new => Some(Event::Banned { ban }),
+            Change::Ban(ban) => Some(Event::Extended { ban }),
+            // What is told is the ban that takes its place.
+            Change::Release { target, .. } if self.jails[index].is_taken_over(target) => None,
+            Change::Release { jail, target } => Some(Event::Released { jail, target }),
         });
         let Change::Ban(ban) = change else { return };
-        if new && !self.jails[index].terms().hears_bans {
+        if !new || ban.target.is_network() {
+            return;
+        }
+        out.changes.extend(self.jails[index].handle_neighbour(ban, &self.never, now));
+        if !self.jails[index].terms().hears_bans {
             let failure = anonymous(ban.target.network(), ban.at.min(now));
             for listener in 0..self.jails.len() {
                 let terms = self.jails[listener].terms();
@@ -344,7 +357,7 @@ impl Engine {
 
     /// Somebody else, named in words, put a ban into the kernel. It is believed, unless its end is known better.
     pub fn adopt(&mut self, ban: Ban, by: &str, out: &mut Outcome) {
-        let known = self.jail(&ban.jail).is_none_or(|jail| jail.ban(ban.target).is_some());
+        let known = self.jail(&ban.jail).is_none_or(|jail| jail.knows(&ban));
         if !known {
             self.restore(ban.clone());
             out.events.push(Event::Adopted { ban, by: by.to_owned() });
@@ -367,22 +380,6 @@ impl Engine {
     pub fn handle_timeout(&mut self, now: Timestamp, out: &mut Outcome) {
         for jail in &mut self.jails {
             out.events.extend(jail.handle_timeout(now).into_iter().map(|ban| Event::Ended { ban }));
-        }
-    }
-
-    /// Why this jail never bans this target; none where it may.
-    pub fn spares(&self, jail: &JailName, target: Target) -> Option<&'static str> {
-        let ignored = |jail: &Jail| jail.terms().ignoreip.touches(target.net());
-        if is_unbannable(target.network()) {
-            Some("no remote host can have such an address")
-        } else if self.never.touches(target.net()) {
-            Some(
-                "it is ignored by hand or in ignoreip, a trusted proxy, or the host itself, its gateway, resolver or local network",
-            )
-        } else if self.jail(jail).is_some_and(ignored) {
-            Some("it is in the jail's ignoreip")
-        } else {
-            None
         }
     }
 
@@ -509,6 +506,7 @@ mod tests {
             increment: None,
             ignoreip: Allow::default(),
             hears_bans: name == "recidive",
+            prefix: None,
         };
         let listeners =
             ["a", "b"].map(|jail| Listener { jail: jail.parse().unwrap(), rule: rule.clone(), zone: None });

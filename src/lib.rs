@@ -36,6 +36,7 @@ pub mod sources;
 pub mod spare;
 pub mod state;
 pub mod status;
+pub mod target;
 pub mod tell;
 pub mod time;
 pub mod trial;

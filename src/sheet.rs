@@ -17,7 +17,8 @@ use crate::host::{self, Services};
 use crate::jail::FORGET;
 use crate::jail::bantime::{Growth, Increment};
 use crate::jail::friend::FRIEND_FOR;
-use crate::model::{Bantime, Block, Hook, JailName, Kill, Span, plain};
+use crate::jail::prefix::PrefixLaw;
+use crate::model::{Bantime, Block, Hook, JailName, Kill, Span, Target, plain};
 use crate::never::{self, Entry};
 use crate::ports;
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
@@ -33,6 +34,12 @@ const CAPACITY_MAX: u32 = 1 << 24;
 const USER_ADDRS_MAX: u32 = 64;
 /// A series begins after so many addresses where nothing is said.
 const USER_ADDRS: u32 = 8;
+/// How many banned addresses of a network ban it, and within which time, where nothing is said: more than chance or a
+/// few infected customers behind one carrier-grade NAT bring about, a sixteenth of a /24.
+const PREFIX_OFFENDERS: u32 = 16;
+const PREFIX_FINDTIME: Duration = Duration::from_secs(86_400);
+/// The most that a jail may ask for.
+const PREFIX_OFFENDERS_MAX: u32 = 10_000;
 
 /// One file as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -69,6 +76,7 @@ pub struct Keys {
     pub user_addrs: Option<Spanned<u32>>,
     pub distinct: Option<Spanned<Distinct>>,
     pub tz: Option<Spanned<String>>,
+    pub prefix: Option<Spanned<PrefixKeys>>,
 }
 
 /// How long a log-in makes a friend; none where it never does.
@@ -86,11 +94,15 @@ impl FromStr for FriendFor {
     }
 }
 
-/// By what failures are counted.
+/// By what a jail counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CountBy {
+    /// Failures of an address.
     Addr,
+    /// Addresses that try the same user.
     User,
+    /// Banned addresses of a network.
+    Prefix,
 }
 
 impl FromStr for CountBy {
@@ -100,7 +112,8 @@ impl FromStr for CountBy {
         match text {
             "addr" => Ok(CountBy::Addr),
             "user" => Ok(CountBy::User),
-            _ => Err(yaml::unknown("word", text, &["addr", "user"])),
+            "prefix" => Ok(CountBy::Prefix),
+            _ => Err(yaml::unknown("word", text, &["addr", "user", "prefix"])),
         }
     }
 }
@@ -110,6 +123,44 @@ impl FromStr for CountBy {
 #[serde(rename_all = "lowercase")]
 pub enum Distinct {
     Path,
+}
+
+/// When whole networks are banned, as it is written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrefixKeys {
+    v4: Option<Many<u8>>,
+    v6: Option<Many<u8>>,
+    offenders: Option<u32>,
+    findtime: Option<Text<Span>>,
+    force: Option<bool>,
+}
+
+impl PrefixKeys {
+    pub fn law(&self) -> Result<PrefixLaw, String> {
+        let lengths = |key: &Option<Many<u8>>, otherwise: &[u8]| {
+            key.as_ref().map_or_else(|| otherwise.to_vec(), |lengths| lengths.0.clone())
+        };
+        let (v4, v6) = (lengths(&self.v4, &[24]), lengths(&self.v6, &[56, 48]));
+        let hosts = ["192.0.2.1", "2001:db8::1"].map(|addr| Target::of(addr.parse().expect("an address")));
+        for (lengths, host) in [(&v4, hosts[0]), (&v6, hosts[1])] {
+            for length in lengths {
+                let wrong = match host.within(*length) {
+                    None => "no network that can be banned: v4 is from 8 to 31, v6 from 16 to 63",
+                    Some(net) if net.needs_force() && self.force != Some(true) => {
+                        "wider than /16 (v6: /32): add force: true if you mean it"
+                    }
+                    Some(_) => continue,
+                };
+                return Err(format!("/{length} is {wrong}"));
+            }
+        }
+        let offenders = self.offenders.unwrap_or(PREFIX_OFFENDERS);
+        if !(2..=PREFIX_OFFENDERS_MAX).contains(&offenders) {
+            return Err(format!("offenders must be from 2 to {PREFIX_OFFENDERS_MAX}"));
+        }
+        Ok(PrefixLaw { v4, v6, offenders, findtime: self.findtime.map_or(PREFIX_FINDTIME, |span| span.0.0) })
+    }
 }
 
 /// How bans grow, as it is written.
@@ -315,8 +366,14 @@ impl Keys {
             }));
         }
         if let Some(key) = self.count_by.as_ref().filter(|key| !key.value.0.contains(&CountBy::Addr)) {
-            let message = "addresses are what is banned: write [addr, user] to count users as well";
+            let message =
+                "addresses are what is banned: write [addr, user] or [addr, prefix] to count others as well";
             faults.push(fault(source, key.defined, message));
+        }
+        if let Some(prefix) = &self.prefix
+            && let Err(message) = prefix.value.law()
+        {
+            faults.push(fault(source, prefix.defined, message));
         }
         let (maxretry, capacity) = ((&self.maxretry, MAXRETRY_MAX), (&self.capacity, CAPACITY_MAX));
         for (key, most) in [maxretry, capacity, (&self.user_addrs, USER_ADDRS_MAX)] {
@@ -329,6 +386,16 @@ impl Keys {
 
     pub fn friend_for(&self) -> Option<Duration> {
         self.friend_for.map_or(Some(FRIEND_FOR), |key| key.0.0)
+    }
+
+    /// When whole networks are banned; `own` are a jail's keys without the defaults.
+    pub fn prefix_law(&self, own: &Keys) -> Result<Option<PrefixLaw>, String> {
+        let counts = self.count_by.as_ref().is_some_and(|key| key.value.0.contains(&CountBy::Prefix));
+        if own.prefix.is_some() && !counts {
+            return Err("prefix means nothing without count_by: [addr, prefix]".to_owned());
+        }
+        let keys = self.prefix.as_ref().map_or_else(PrefixKeys::default, |key| key.value.clone());
+        counts.then(|| keys.law()).transpose()
     }
 
     /// After how many addresses a series begins; none where users are not counted.
@@ -365,6 +432,7 @@ impl Keys {
             user_addrs: upper.user_addrs.or(below.user_addrs),
             distinct: upper.distinct.or(below.distinct),
             tz: upper.tz.or(below.tz),
+            prefix: upper.prefix.or(below.prefix),
         }
     }
 }

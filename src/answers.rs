@@ -91,6 +91,7 @@ impl Daemon {
             })
             .collect();
         let proxied = (0..self.sources.len()).filter_map(|source| self.proxied(source));
+        let skewed = (0..self.sources.len()).filter_map(|source| self.skewed(source));
         let listened = |name: &String| jails.iter().any(|jail| jail.sources.contains(name));
         Status {
             schema: 1,
@@ -111,6 +112,7 @@ impl Daemon {
                 .chain(self.config.known.troubles())
                 .cloned())
             .chain(proxied)
+            .chain(skewed)
             .collect(),
             jails,
         }
@@ -120,6 +122,11 @@ impl Daemon {
     pub(crate) fn proxied(&self, source: usize) -> Option<String> {
         let (addr, trusted) = self.engine.proxied(source)?;
         Some(message::proxied(&self.sources.name(source), addr, trusted))
+    }
+
+    /// What is wrong with a log that is written by another clock.
+    pub(crate) fn skewed(&self, source: usize) -> Option<String> {
+        Some(format!("{} {}", self.sources.name(source), self.engine.skew(source)?))
     }
 
     fn bans(&self, only: Option<&JailName>) -> Response {
@@ -246,7 +253,7 @@ fn jail_status(jail: &Jail, config: &JailConfig) -> JailStatus {
         failed_total: jail.failed_total(),
         banned: jail.bans().len(),
         banned_total: jail.banned_total(),
-        forgotten_total: jail.window().forgotten(),
+        forgotten_total: jail.forgotten_total(),
         dropped: None,
         sources: config.logpath.iter().map(ToString::to_string).collect(),
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use jiff::tz::TimeZone;
 
 use crate::acquire::place::Place;
 use crate::detect::{Library, NORMAL, Rule};
@@ -17,7 +18,7 @@ use crate::jail::allow::Allow;
 use crate::model::{Bantime, Block, Cell, Hook, JailName, Kill, Layout, Ports, Span};
 use crate::never::{Entry, Known};
 use crate::ports;
-use crate::sheet::{JailSheet, Keys, Sheet, fault, unreadable};
+use crate::sheet::{self, JailSheet, Keys, Sheet, fault, unreadable};
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
 
 /// Where the configuration is read from when nothing else is said.
@@ -55,6 +56,8 @@ pub struct JailConfig {
     pub kill: Kill,
     pub hooks: BTreeSet<Hook>,
     pub capacity: u32,
+    /// The zone of the dates in its logs, where it says one.
+    pub zone: Option<TimeZone>,
     /// As it is written; `terms.ignoreip` is what it stood for when it was read.
     pub ignoreip: Vec<Entry>,
 }
@@ -103,6 +106,12 @@ impl Config {
         let known = Known::new(own.chain(&ignoreip.entries).chain(&trusted_proxies.entries));
         jails.iter_mut().for_each(|jail| jail.terms.ignoreip = Allow::new(&known.nets(&jail.ignoreip)));
         Ok(Config { jails, ignoreip, trusted_proxies, ban_local, owner, known, troubles: Vec::new(), files })
+    }
+
+    /// The zone of the dates in a log, where one of its jails says it.
+    pub fn zone_of(&self, log: &Place) -> Option<&TimeZone> {
+        let mut heard = self.jails.iter().filter(|jail| jail.logpath.contains(log));
+        heard.find_map(|jail| jail.zone.as_ref())
     }
 
     /// Goes without what this kernel does not have.
@@ -223,11 +232,24 @@ fn resolve(sheet: Sheet, library: &Library, services: &Services) -> Result<Vec<J
             continue;
         }
         match resolve_jail(keys, name, &own, library, services) {
-            Ok(jail) => resolved.push(jail),
+            Ok(resolved_jail) => match in_another_zone(&resolved_jail, &resolved) {
+                Some(message) => faults.push(fault(&jail.source, jail.place, message)),
+                None => resolved.push(resolved_jail),
+            },
             Err(message) => faults.push(fault(&jail.source, jail.place, message)),
         }
     }
     if faults.is_empty() { Ok(resolved) } else { Err(faults) }
+}
+
+/// A log has one zone. A jail that says none takes what another says of the same log.
+fn in_another_zone(jail: &JailConfig, others: &[JailConfig]) -> Option<String> {
+    let zone = jail.zone.as_ref()?;
+    let disagrees = |other: &&JailConfig| other.zone.as_ref().is_some_and(|known| known != zone);
+    let shared = |other: &JailConfig| jail.logpath.iter().find(|path| other.logpath.contains(path));
+    let (other, path) = others.iter().filter(disagrees).find_map(|other| Some((other, shared(other)?)))?;
+    let name = &other.terms.name;
+    Some(format!("{path} cannot be in two time zones: give this jail the same tz as {name}, or none"))
 }
 
 /// `own` are the jail's keys without the defaults: what a rule asks for goes before those, since a scanner is
@@ -239,6 +261,7 @@ fn resolve_jail(
     library: &Library,
     services: &Services,
 ) -> Result<JailConfig, String> {
+    let (friend_for, user_addrs) = (keys.friend_for(), keys.user_addrs());
     let ignoreip = entries(keys.ignoreip);
     let rule_name = keys.rule.map_or_else(|| name.to_string(), |rule| rule.value);
     if !library.has(&rule_name) {
@@ -250,6 +273,12 @@ fn resolve_jail(
     let rule = library
         .compile(&rule_name, Some(&mode).filter(|mode| *mode != NORMAL).map(String::as_str))
         .map_err(|bad| bad.to_string())?;
+    if keys.distinct.is_some() && !rule.names_paths() {
+        return Err(format!(
+            "no pattern of the rule {rule_name} says which path was asked for, so distinct: path would count nothing \
+             as one: leave it out, or write a rule with <PATH>"
+        ));
+    }
     // A jail recidive that names no log hears the bans of the other jails themselves.
     let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none();
     let logpath = match keys.logpath {
@@ -258,6 +287,7 @@ fn resolve_jail(
         None => default_logpath(rule.logpath()),
     };
     let ports = ports::ports(keys.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
+    let zone = keys.tz.map(|tz| sheet::zone(&tz.value)).transpose()?;
     let increment = keys.increment.map(|key| key.value.increment()).transpose()?;
     let (findtime, bantime) = match hears_bans {
         true => (own.findtime.or(RECIDIVE_FINDTIME), own.bantime.or(RECIDIVE_BANTIME)),
@@ -271,6 +301,9 @@ fn resolve_jail(
         findtime: findtime.map_or(TEN_MINUTES, |span| span.0.0),
         bantime: bantime.map_or(Bantime::For(TEN_MINUTES), |time| time.0),
         increment,
+        distinct: keys.distinct.is_some(),
+        user_addrs,
+        friend_for,
         ignoreip: Allow::default(),
         hears_bans,
     };
@@ -287,6 +320,7 @@ fn resolve_jail(
         kill,
         hooks,
         capacity,
+        zone,
         ignoreip,
     })
 }
@@ -320,6 +354,97 @@ mod tests {
         assert_eq!(blocks("jails: {sshd: {port: 22, block: reject}}"), [Block::Reject]);
         let jails = "jails: {dovecot: {port: 993, block: drop}, sshd: {port: 22}}";
         assert_eq!(blocks(&format!("defaults: {{block: reject}}\n{jails}")), [Block::Drop, Block::Reject]);
+    }
+
+    #[test]
+    fn a_jail_counts_as_it_is_told() {
+        let terms =
+            |keys: &str| load(&format!("jails: {{nginx-scan: {{{keys}}}}}")).unwrap().jails.remove(0).terms;
+        let day = Duration::from_secs(86_400);
+        let plain = terms("port: 80");
+        assert_eq!((plain.distinct, plain.user_addrs, plain.friend_for), (false, None, Some(day)));
+        let told = terms("distinct: path, count_by: [addr, user], friend_for: never");
+        assert_eq!((told.distinct, told.user_addrs, told.friend_for), (true, Some(8), None));
+        let told = terms("count_by: [addr, user], user_addrs: 3, friend_for: 2d");
+        assert_eq!((told.user_addrs, told.friend_for), (Some(3), Some(2 * day)));
+        assert_eq!(terms("count_by: addr, user_addrs: 3").user_addrs, None);
+    }
+
+    #[test]
+    fn what_cannot_be_counted_is_pointed_at() {
+        for (text, line, column, message) in [
+            (
+                "jails:\n  sshd:\n    distinct: path\n",
+                3,
+                5,
+                "no pattern of the rule sshd says which path was asked for, so distinct: path would count nothing as \
+                 one: leave it out, or write a rule with <PATH>",
+            ),
+            ("defaults: {distinct: path}\n", 1, 22, "this belongs to a jail, not to defaults"),
+            ("jails: {sshd: {distinct: paht}}\n", 1, 26, "unknown word \"paht\": did you mean path?"),
+            (
+                "defaults: {count_by: [user]}\n",
+                1,
+                22,
+                "addresses are what is banned: write [addr, user] to count users as well",
+            ),
+            ("defaults: {count_by: [addr, usr]}\n", 1, 29, "unknown word \"usr\": did you mean user?"),
+            ("defaults: {user_addrs: 65}\n", 1, 24, "this must be from 1 to 64"),
+            (
+                "defaults: {friend_for: 0}\n",
+                1,
+                24,
+                "\"0\" is not a length of time: write 90s, 10m, 1h30m, 2d or 1w, or never",
+            ),
+        ] {
+            let fault = load(text).unwrap_err().remove(0);
+            assert_eq!((fault.line, fault.column, fault.message.as_str()), (line, column, message));
+        }
+    }
+
+    #[test]
+    fn a_zone_belongs_to_a_log() {
+        let zone = |text: &str, log: &str| load(text).unwrap().zone_of(&log.parse().unwrap()).cloned();
+        let jails = "jails: {sshd: {logpath: /a, tz: UTC}, sshd-slow: {rule: sshd, logpath: [/a, /b]}}";
+        assert_eq!(
+            (zone(jails, "/a"), zone(jails, "/b"), zone(jails, "/c")),
+            (Some(TimeZone::UTC), None, None)
+        );
+        let jails = "defaults: {tz: '+02:00'}\njails: {sshd: {logpath: /a}}";
+        assert_eq!(zone(jails, "/a"), Some(TimeZone::fixed(jiff::tz::offset(2))));
+        for (text, seconds) in [("+0200", 7200), ("-03:30", -12_600), ("+14:00", 50_400)] {
+            let jails = format!("jails: {{sshd: {{logpath: /a, tz: '{text}'}}}}");
+            let offset = jiff::tz::Offset::from_seconds(seconds).unwrap();
+            assert_eq!(zone(&jails, "/a"), Some(TimeZone::fixed(offset)));
+        }
+        let jails = "jails: {sshd: {logpath: /a, tz: Europe/Berlin}}";
+        assert_eq!(zone(jails, "/a"), Some(TimeZone::get("Europe/Berlin").unwrap()));
+    }
+
+    #[test]
+    fn a_zone_that_is_none_is_pointed_at() {
+        let told = |text: &str| load(text).unwrap_err()[0].clone();
+        let fault = told("jails:\n  sshd:\n    tz: Europe/Berln\n");
+        assert_eq!((fault.line, fault.column), (3, 9));
+        assert_eq!(fault.message, "unknown time zone \"Europe/Berln\": did you mean Europe/Berlin?");
+        for text in ["+2", "+25:00", "+02:60", "+2:000", "++200", "+", "Middle-earth/Bree", "\"\"", "é"] {
+            let fault = told(&format!("defaults: {{tz: {text}}}\n"));
+            assert!(
+                fault.message.contains("write a name such as Europe/Berlin"),
+                "{text}: {}",
+                fault.message
+            );
+        }
+    }
+
+    #[test]
+    fn a_log_cannot_be_in_two_zones() {
+        let text =
+            "jails:\n  sshd: {logpath: /a, tz: UTC}\n  sshd-slow: {rule: sshd, logpath: /a, tz: '+01:00'}\n";
+        let fault = load(text).unwrap_err()[0].clone();
+        assert_eq!(fault.line, 3);
+        let wanted = "/a cannot be in two time zones: give this jail the same tz as sshd, or none";
+        assert_eq!(fault.message, wanted);
     }
 
     #[test]

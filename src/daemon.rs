@@ -155,7 +155,7 @@ impl Daemon {
         restore(&mut engine, standing);
         let zone = TimeZone::system();
         let backlog = longest_findtime(&config);
-        let sources = Sources::open(&logs, &saved.positions, backlog, host::now(), &date_of(&zone))
+        let sources = Sources::open(&logs, &saved.positions, backlog, host::now(), &date_of(&config, &zone))
             .map_err(|error| Stopped::Failed(plain(&error)))?;
 
         let (ask, questions) = mpsc::channel(16);
@@ -244,15 +244,22 @@ impl Daemon {
     fn read_logs(&mut self) -> bool {
         let now = host::now();
         let mut out = Outcome::default();
+        let mut skewed = Vec::new();
         let Daemon { sources, engine, zone, .. } = self;
         let read = sources.read(now, TURN_BYTES, |source, line| {
             let clock = if line.fresh { Clock::Arrived(now) } else { Clock::Written { now, zone } };
             engine.handle_line(source, line.text, clock, now, &mut out);
+            if line.fresh && engine.compare_clocks(source, line.text, now, zone) {
+                skewed.push(source);
+            }
         });
         if read.lines > 0 {
             self.schedule_save();
         }
         self.follow(out);
+        for source in skewed {
+            self.skewed(source).into_iter().for_each(|trouble| tracing::warn!("{trouble}"));
+        }
         for source in self.engine.take_proxied() {
             self.proxied(source).into_iter().for_each(|trouble| tracing::warn!("{trouble}"));
         }
@@ -350,6 +357,7 @@ impl Daemon {
             ignored: self.ignored.clone(),
             stale_failures: now.minus(longest_findtime(&self.config)),
             stale_offenders: now.minus(longest_memory(&self.config)),
+            stale_friends: now.minus(longest_friendship(&self.config)),
             now,
         }
     }
@@ -437,20 +445,29 @@ pub(crate) fn listeners(config: &Config) -> (Vec<Place>, Vec<Vec<Listener>>) {
     let mut by_place: BTreeMap<&Place, Vec<Listener>> = BTreeMap::new();
     for jail in &config.jails {
         for place in &jail.logpath {
-            let listener = Listener { jail: jail.terms.name.clone(), rule: jail.rule.clone() };
+            let (rule, zone) = (jail.rule.clone(), jail.zone.clone());
+            let listener = Listener { jail: jail.terms.name.clone(), rule, zone };
             by_place.entry(place).or_default().push(listener);
         }
     }
     by_place.into_iter().map(|(place, listeners)| (place.clone(), listeners)).unzip()
 }
 
-pub(crate) fn date_of(zone: &TimeZone) -> DateOf {
+/// `zone` is this host's, for logs without one of their own.
+pub(crate) fn date_of(config: &Config, zone: &TimeZone) -> DateOf {
     let zone = zone.clone();
-    Arc::new(move |line| detect::date_of(line, host::now(), &zone))
+    let of = |place: &Place| Some((place.clone(), config.zone_of(place)?.clone()));
+    let own: BTreeMap<Place, TimeZone> =
+        config.jails.iter().flat_map(|jail| &jail.logpath).filter_map(of).collect();
+    Arc::new(move |place, line| detect::date_of(line, host::now(), own.get(place).unwrap_or(&zone)))
 }
 
 pub(crate) fn longest_findtime(config: &Config) -> Duration {
     config.jails.iter().map(|jail| jail.terms.findtime).max().unwrap_or_default()
+}
+
+fn longest_friendship(config: &Config) -> Duration {
+    config.jails.iter().filter_map(|jail| jail.terms.friend_for).max().unwrap_or_default()
 }
 
 /// How long it takes at most until the bans of an offender are all forgotten.

@@ -24,6 +24,7 @@ pub mod netlink;
 pub mod never;
 pub mod nft;
 pub mod ports;
+pub mod probe;
 pub mod reload;
 pub mod repair;
 pub mod replay;

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -182,6 +183,9 @@ impl fmt::Display for Ports {
     }
 }
 
+/// Stands for a text of which only equality matters, such as a user's name.
+pub type Mark = NonZeroU64;
+
 /// One failed attempt of one address, as a jail counts it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -191,6 +195,10 @@ pub struct Failure {
     pub weight: u32,
     /// How long it bans where it is the last straw, if not for the jail's `bantime`.
     pub bantime: Option<Bantime>,
+    /// Whom it tried to be.
+    pub user: Option<Mark>,
+    /// What it asked for.
+    pub path: Option<Mark>,
 }
 
 /// A ban as decided: from `at` on, for `bantime`.
@@ -208,9 +216,18 @@ impl Ban {
     }
 }
 
-/// What is to be remembered of a target in a jail: the times of the failures that count, and how often it was
-/// banned, when last.
-pub type Memory = (JailName, Target, Vec<Timestamp>, Option<(u32, Timestamp)>);
+/// What is to be remembered of a target in a jail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    pub jail: JailName,
+    pub target: Target,
+    /// Of the failures that count.
+    pub times: Vec<Timestamp>,
+    /// How often it was banned, and when last.
+    pub offender: Option<(u32, Timestamp)>,
+    /// When it logged in last.
+    pub friend: Option<Timestamp>,
+}
 
 /// The only thing that crosses to the side that may write to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -324,6 +341,9 @@ pub struct Layout {
 pub enum Event {
     /// A failure was counted: so many of `maxretry` now.
     Failed { jail: JailName, addr: IpAddr, at: Timestamp, count: u32, maxretry: u32 },
+    /// A stranger is to be banned at this failure, because so many addresses have tried the same user, whose name is
+    /// as the attacker wrote it.
+    Series { jail: JailName, addr: IpAddr, user: String, addrs: u32 },
     /// A failure of somebody who is never banned.
     Ignored { jail: JailName, addr: IpAddr },
     /// A ban was due, but would have ended before it began: the line is that old.

@@ -34,7 +34,7 @@ impl Daemon {
         let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
         self.engine.amend(terms, listeners, &was);
         if let Err(error) =
-            self.sources.follow(&logs, longest_findtime(&config), host::now(), &date_of(&self.zone))
+            self.sources.follow(&logs, longest_findtime(&config), host::now(), &date_of(&config, &self.zone))
         {
             return failed(Failed::Refused, plain(&error));
         }

@@ -44,8 +44,8 @@ pub struct Turn {
 /// How often a log is looked at whose changes raise no events.
 const POLL_EVERY: Duration = Duration::from_secs(1);
 
-/// The date that a line bears, if it bears one.
-pub type DateOf = Arc<dyn Fn(&[u8]) -> Option<Timestamp> + Send + Sync>;
+/// The date that a line of the log at this place bears, if it bears one.
+pub type DateOf = Arc<dyn Fn(&Place, &[u8]) -> Option<Timestamp> + Send + Sync>;
 
 impl Sources {
     /// Follows these places, each from where it was `saved`, or from the first line that is not older than
@@ -201,8 +201,8 @@ impl Followed {
         date_of: &DateOf,
     ) -> io::Result<Followed> {
         let oldest = now.minus(backlog);
-        let date_of = date_of.clone();
-        let age = move |line: &[u8]| match date_of(line) {
+        let (date_of, log) = (date_of.clone(), place.clone());
+        let age = move |line: &[u8]| match date_of(&log, line) {
             Some(date) if date < oldest => Age::Before,
             Some(_) => Age::Wanted,
             None => Age::Undated,

@@ -59,7 +59,8 @@ pub struct JailStatus {
     pub banned: usize,
     /// Bans the kernel took since the start.
     pub banned_total: u64,
-    /// Addresses whose failures were forgotten before their time, because too many failed at once.
+    /// Addresses with failures, friends and users tried in series that were forgotten before their time, because there
+    /// were too many.
     pub forgotten_total: u64,
     /// None where the kernel could not be asked.
     pub dropped: Option<Dropped>,

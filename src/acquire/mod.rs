@@ -34,7 +34,7 @@ pub struct SourceId(pub u32);
 /// One line as it was found, without its newline and carriage return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
-    /// At most [`splitter::LINE_BYTES_MAX`] bytes; any bytes but a newline.
+    /// At most [`splitter::LINE_BYTES_MAX`] bytes, none where it was longer; any bytes but a newline.
     pub text: &'a [u8],
     /// Written after we had once read everything, so that it is about now; otherwise it is backlog.
     pub fresh: bool,
@@ -46,7 +46,7 @@ pub struct Line<'a> {
 pub struct Progress {
     pub lines: u64,
     pub bytes: u64,
-    /// Lines that were dropped as longer than [`splitter::LINE_BYTES_MAX`].
+    /// Lines that were emptied as longer than [`splitter::LINE_BYTES_MAX`].
     pub overlong: u64,
     /// Whether the budget ended before the lines did, so that there is more to read at once.
     pub more: bool,

@@ -46,7 +46,7 @@ impl Pattern {
 
     /// Lines bear their time, in seconds, where they bear one.
     fn start(&mut self) {
-        let date_of: DateOf = Arc::new(|line: &[u8]| {
+        let date_of: DateOf = Arc::new(|_, line: &[u8]| {
             let seconds = line.strip_prefix(b"at ")?.split(|byte| *byte == b' ').next()?;
             Some(Timestamp::from_millis(std::str::from_utf8(seconds).ok()?.parse::<i64>().ok()? * 1_000))
         });

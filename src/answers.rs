@@ -33,13 +33,23 @@ impl Daemon {
             Request::Attempt { jail, addr } => self.attempt(&jail, addr),
             Request::Pause { jail, paused } => self.pause(&jail, paused),
             Request::Reload => self.reload().await,
+            Request::Probe { jail } => self.probe(&jail),
+            Request::IgnoreAdd { net, force } => match self.ignore(net, force).await {
+                Ok((Some(ticket), done)) => {
+                    self.waiting.insert(ticket, Waiting { answer, done });
+                    return;
+                }
+                Ok((None, done)) => Response::Done(done),
+                Err(response) => *response,
+            },
+            Request::IgnoreRemove { net } => self.heed(net).await,
+            Request::IgnoreList => Response::Ignored(self.never_banned()),
         };
         // A client that hung up does not want to know.
         let _ = answer.send(response);
     }
 
     fn ask_kernel(&mut self, changes: Vec<Change>, done: String, answer: oneshot::Sender<Response>) {
-        changes.iter().for_each(|change| self.engine.handle_asked(change));
         if let Some(ticket) = self.follow(Outcome { changes, ..Outcome::default() }) {
             self.waiting.insert(ticket, Waiting { answer, done });
         }
@@ -79,19 +89,43 @@ impl Daemon {
                 JailStatus { paused, ..jail_status(jail, config) }
             })
             .collect();
+        let proxied = (0..self.sources.len()).filter_map(|source| self.proxied(source));
+        let skewed = (0..self.sources.len()).filter_map(|source| self.skewed(source));
         let listened = |name: &String| jails.iter().any(|jail| jail.sources.contains(name));
         Status {
             schema: 1,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             started: self.started,
+            loaded: self.loaded,
+            audited: self.audit.done,
             now: host::now(),
             pending: self.pending,
             repairs: self.repairs.done.clone(),
             sources: self.sources.status().into_iter().filter(|source| listened(&source.name)).collect(),
-            troubles: self.troubles.iter().chain(self.config.known.troubles()).cloned().collect(),
+            ignored: self.ignored.iter().copied().collect(),
+            troubles: (self
+                .troubles
+                .iter()
+                .chain(&self.config.troubles)
+                .chain(self.config.known.troubles())
+                .cloned())
+            .chain(proxied)
+            .chain(skewed)
+            .collect(),
             jails,
         }
+    }
+
+    /// What is wrong with a log that names nobody but a proxy.
+    pub(crate) fn proxied(&self, source: usize) -> Option<String> {
+        let (addr, trusted) = self.engine.proxied(source)?;
+        Some(message::proxied(&self.sources.name(source), addr, trusted))
+    }
+
+    /// What is wrong with a log that is written by another clock.
+    pub(crate) fn skewed(&self, source: usize) -> Option<String> {
+        Some(format!("{} {}", self.sources.name(source), self.engine.skew(source)?))
     }
 
     fn bans(&self, only: Option<&JailName>) -> Response {
@@ -116,26 +150,20 @@ impl Daemon {
     }
 
     fn ban(
-        &self,
+        &mut self,
         name: &JailName,
         targets: &[Target],
         bantime: Option<Bantime>,
     ) -> Result<(Vec<Change>, String), Box<Response>> {
         let jail = self.engine.jail(name).ok_or_else(|| Box::new(self.no_such_jail(name)))?;
         let bantime = bantime.unwrap_or(jail.terms().bantime);
-        let spared = |target: &Target| self.engine.spares(name, *target).map(|why| (*target, why));
-        if let Some((target, why)) = targets.iter().find_map(spared) {
-            let message = format!("{target} is never banned: {why}; nobody was banned");
-            return Err(Box::new(failed(Failed::Refused, message)));
-        }
-        let now = host::now();
-        let ban =
-            |target: &Target| Change::Ban(Ban { jail: name.clone(), target: *target, at: now, bantime });
+        let refused = |why| Box::new(failed(Failed::Refused, format!("{why}; nobody was banned")));
+        let changes = self.engine.handle_ban(name, targets, bantime, host::now()).map_err(refused)?;
         let whom = match targets {
             [only] => format!("{only} is"),
-            many => format!("{} addresses are", many.len()),
+            many => format!("{} targets are", many.len()),
         };
-        Ok((targets.iter().map(ban).collect(), format!("{whom} banned in {name} for {bantime}")))
+        Ok((changes, format!("{whom} banned in {name} for {bantime}")))
     }
 
     fn unban(&self, whom: &Whom, only: Option<&JailName>) -> Result<(Vec<Change>, String), Box<Response>> {
@@ -145,22 +173,29 @@ impl Daemon {
             return Err(Box::new(self.no_such_jail(name)));
         }
         let asked = |jail: &&Jail| only.is_none_or(|only| jail.terms().name == *only);
-        let held = self.engine.jails().iter().filter(asked).flat_map(Jail::bans);
+        let jails: Vec<&Jail> = self.engine.jails().iter().filter(asked).collect();
+        let held = jails.iter().flat_map(|jail| jail.bans().filter(|ban| !jail.is_taken_over(ban.target)));
         let lifted: Vec<&Ban> = held.filter(|ban| whom.covers(ban.target)).collect();
+        let around = around(&jails, whom);
         if lifted.is_empty() {
             let place = only.map_or_else(|| "any jail".to_owned(), |name| format!("the jail {name}"));
             let message = match whom {
-                Whom::Target(target) => format!("{target} is not banned in {place}"),
-                Whom::Net(net) => format!("nobody of {net} is banned in {place}"),
+                Whom::Target(target) if around.is_empty() => format!("{target} is not banned in {place}"),
+                Whom::Target(target) => format!("{target} itself is not banned in {place}{around}"),
+                Whom::Net(net) => format!("nobody of {net} is banned in {place}{around}"),
                 Whom::Everybody => format!("nobody is banned in {place}"),
             };
             return Err(Box::new(failed(Failed::NotFound, message)));
         }
         let names: BTreeSet<&str> = lifted.iter().map(|ban| ban.jail.as_str()).collect();
         let names = names.into_iter().collect::<Vec<_>>().join(", ");
-        let done = match whom {
-            Whom::Target(target) => format!("{target} is free again (was banned in {names})"),
-            _ => format!("{} bans were lifted ({names})", lifted.len()),
+        let done = match (whom, &lifted[..]) {
+            (Whom::Target(target), _) if around.is_empty() => {
+                format!("{target} is free again (was banned in {names})")
+            }
+            (Whom::Target(target), _) => format!("the ban of {target} itself was lifted ({names}){around}"),
+            (_, [only]) => format!("the ban of {} was lifted ({names}){around}", only.target),
+            (_, many) => format!("{} bans were lifted ({names}){around}", many.len()),
         };
         let release = |ban: &Ban| Change::Release { jail: ban.jail.clone(), target: ban.target };
         Ok((lifted.into_iter().map(release).collect(), done))
@@ -177,6 +212,16 @@ impl Daemon {
         Response::Done(told.join("\n"))
     }
 
+    fn probe(&mut self, name: &JailName) -> Response {
+        if self.engine.jail(name).is_none() {
+            return self.no_such_jail(name);
+        }
+        match self.engine.handle_probe(name, host::now()) {
+            Ok(addr) => Response::Probe(addr),
+            Err(why) => failed(Failed::Refused, why),
+        }
+    }
+
     fn pause(&mut self, name: &JailName, paused: bool) -> Response {
         if self.engine.jail(name).is_none() {
             return self.no_such_jail(name);
@@ -189,6 +234,20 @@ impl Daemon {
         tracing::info!("{done}");
         Response::Done(done)
     }
+}
+
+/// The wider networks that keep somebody out though he himself is not banned, and what frees them.
+fn around(jails: &[&Jail], whom: &Whom) -> String {
+    let target = match whom {
+        Whom::Target(target) => Some(*target),
+        Whom::Net(net) => Target::try_from(*net).ok(),
+        Whom::Everybody => None,
+    };
+    let around = |jail: &&Jail| {
+        let net = jail.banned_around(target?)?;
+        Some(format!("; but all of {net} is banned in {}: nftjail unban {net}", jail.terms().name))
+    };
+    jails.iter().filter_map(around).collect()
 }
 
 fn jail_status(jail: &Jail, config: &JailConfig) -> JailStatus {
@@ -208,7 +267,7 @@ fn jail_status(jail: &Jail, config: &JailConfig) -> JailStatus {
         failed_total: jail.failed_total(),
         banned: jail.bans().len(),
         banned_total: jail.banned_total(),
-        forgotten_total: jail.window().forgotten(),
+        forgotten_total: jail.forgotten_total(),
         dropped: None,
         sources: config.logpath.iter().map(ToString::to_string).collect(),
     }

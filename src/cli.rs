@@ -7,19 +7,25 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use crate::acquire::place::Place;
+use crate::acquire::stream::Stream;
 use crate::config::{self, Config};
 use crate::control::{self, Failed, Request, Response, Unanswered, Whom};
 use crate::daemon;
 use crate::detect::NORMAL;
+use crate::doctor;
 use crate::host::{self, Services};
 use crate::matching;
 use crate::model::{Bantime, JailName, Target, plain};
+use crate::never;
+use crate::nft::Refusal;
 use crate::replay;
-use crate::tell::screen;
+use crate::selftest::{self, Untested, Wishes};
+use crate::tell::{findings, screen};
 use crate::trial;
 use crate::yaml::{self, Fault};
 
@@ -46,6 +52,12 @@ enum Verb {
         /// How much to say: error, warn, info or debug
         #[arg(long, value_name = "LEVEL", default_value = "info")]
         log: tracing::Level,
+        /// Let one jail read standard input in place of its logs, and stop cleanly when that ends
+        #[arg(long, requires = "jail")]
+        stdin: bool,
+        /// The jail that reads standard input; a rule's name will do where nothing is configured
+        #[arg(long, value_name = "JAIL", requires = "stdin")]
+        jail: Option<JailName>,
         /// Let the clock run so many seconds off, as if it were then
         #[arg(long, hide = true, value_name = "SECONDS", default_value_t = 0, allow_negative_numbers = true)]
         clock_offset: i64,
@@ -64,10 +76,10 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Ban addresses by hand
+    /// Ban addresses or networks by hand
     Ban {
         jail: JailName,
-        #[arg(value_name = "ADDR", required_unless_present = "stdin")]
+        #[arg(value_name = "ADDR_OR_NET", required_unless_present = "stdin")]
         targets: Vec<Target>,
         /// For how long: 10m, 1h30m, 1w, forever; the jail's own bantime where left out
         #[arg(long = "for", value_name = "BANTIME")]
@@ -75,7 +87,7 @@ enum Verb {
         /// Read addresses from standard input, one in each line
         #[arg(long)]
         stdin: bool,
-        /// Even if this very session comes from there
+        /// Even if this very session comes from there, or a network is wider than /16 (IPv6: /32)
         #[arg(long)]
         force: bool,
     },
@@ -89,6 +101,11 @@ enum Verb {
         /// In this jail only
         #[arg(long)]
         jail: Option<JailName>,
+    },
+    /// Whom nobody bans, whatever the configuration says: kept over restarts
+    Ignore {
+        #[command(subcommand)]
+        what: Ignore,
     },
     /// Count one failure of an address, as if a log had shown it
     Attempt {
@@ -135,6 +152,27 @@ enum Verb {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Look at agent, kernel and host: what is well, what is worth knowing, what needs you
+    ///
+    /// Changes nothing, and works without the agent, too. Exit code 1 where something is BAD.
+    Doctor {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prove every jail: a line in its log, a ban in the kernel, a rule that drops, an end by itself
+    ///
+    /// Writes one line about an address that nobody has (192.0.2.213) into each log that the configuration names,
+    /// made from the rule's own sample and dated now. The agent bans the address for two seconds; nothing of it is
+    /// counted, told or kept. Prints one line, for timers and monitoring: exit code 0 where all works that can be
+    /// probed, 1 where something fails, 3 where the agent does not run.
+    Selftest {
+        /// Show the lines, and write nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Send a packet from the banned address, too: through an interface nftjailtest that exists for a moment
+        #[arg(long)]
+        packets: bool,
+    },
     /// See it work in a throwaway network namespace: real log, real bans, real packets
     Try {
         /// Your own log instead of the bundled one
@@ -143,6 +181,39 @@ enum Verb {
         #[arg(long, default_value = "sshd")]
         rule: String,
     },
+}
+
+#[derive(Subcommand)]
+enum Ignore {
+    /// Never ban an address or a network from now on, and lift its bans
+    Add {
+        #[arg(value_name = "ADDR_OR_NET", value_parser = never::net)]
+        net: IpNet,
+        /// Even if it is wider than an IPv4 /8 or an IPv6 /16
+        #[arg(long)]
+        force: bool,
+    },
+    /// Ban it again like all others
+    Remove {
+        #[arg(value_name = "ADDR_OR_NET", value_parser = never::net)]
+        net: IpNet,
+    },
+    /// Everybody who is never banned, and who says so
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn ignore(socket: &Path, what: Ignore) -> Result<ExitCode, Trouble> {
+    match what {
+        Ignore::Add { net, force } => told(socket, &Request::IgnoreAdd { net, force }),
+        Ignore::Remove { net } => told(socket, &Request::IgnoreRemove { net }),
+        Ignore::List { json } => {
+            let Response::Ignored(ignored) = ask(socket, &Request::IgnoreList)? else { return Err(astray()) };
+            if json { print_json(&ignored) } else { print(&screen::ignored(&ignored)) }
+        }
+    }
 }
 
 fn replayed(
@@ -208,6 +279,17 @@ impl From<Unanswered> for Trouble {
     }
 }
 
+impl From<Untested> for Trouble {
+    fn from(untested: Untested) -> Self {
+        match untested {
+            Untested::Agent(unanswered) => unanswered.into(),
+            Untested::Kernel(refusal @ Refusal::NotPermitted) => Trouble::NotAllowed(refusal.to_string()),
+            Untested::Kernel(refusal) => Trouble::Failed(refusal.to_string()),
+            Untested::Config(faults) => bad_configuration(faults),
+        }
+    }
+}
+
 pub fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(code) => code,
@@ -218,20 +300,9 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode, Trouble> {
     let Cli { config, socket, verb } = cli;
     match verb {
-        Verb::Run { state, log, clock_offset } => {
-            tracing_subscriber::fmt()
-                .with_max_level(log)
-                .with_target(false)
-                .with_writer(io::stderr)
-                .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-                .init();
+        Verb::Run { state, log, stdin: _, jail, clock_offset } => {
             host::set_clock_offset(clock_offset);
-            daemon::run(&daemon::Places { config, socket, state }).map_err(|stopped| match stopped {
-                daemon::Stopped::BadConfiguration(message) => Trouble::BadConfiguration(message),
-                daemon::Stopped::NotAllowed(message) => Trouble::NotAllowed(message),
-                daemon::Stopped::Failed(message) => Trouble::Failed(message),
-            })?;
-            Ok(ExitCode::SUCCESS)
+            watch(&daemon::Places { config, socket, state, stdin: jail }, log)
         }
         Verb::Check => check(config.as_deref()),
         Verb::Status { jail, json } => {
@@ -247,6 +318,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
         Verb::Ban { jail, targets, bantime, stdin, force } => {
             let targets = targets_with(targets, stdin)?;
             if !force {
+                spare_too_many(&targets)?;
                 spare_this_session(&targets)?;
             }
             ban(&socket, &jail, &targets, bantime)
@@ -254,6 +326,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
         Verb::Unban { whom, jail, .. } => {
             told(&socket, &Request::Unban { whom: whom.unwrap_or(Whom::Everybody), jail })
         }
+        Verb::Ignore { what } => ignore(&socket, what),
         Verb::Attempt { jail, addr } => told(&socket, &Request::Attempt { jail, addr }),
         Verb::Pause { jail } => told(&socket, &Request::Pause { jail, paused: true }),
         Verb::Resume { jail } => told(&socket, &Request::Pause { jail, paused: false }),
@@ -270,6 +343,15 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Replay { jail, json, files } => replayed(config.as_deref(), jail.as_ref(), &files, json),
+        Verb::Doctor { json } => {
+            let checkup = doctor::run(config.as_deref(), &socket);
+            let printed = if json { print_json(&checkup) } else { print(&findings::text(&checkup)) };
+            printed.map(|_| yes_or_no(checkup.well))
+        }
+        Verb::Selftest { dry_run, packets } => {
+            let tested = selftest::run(config.as_deref(), &socket, Wishes { dry_run, packets })?;
+            print(&tested.text).map(|_| yes_or_no(tested.works))
+        }
         Verb::Try { log, rule } => {
             trial::run(log.as_deref(), &rule).map_err(Trouble::Failed)?;
             Ok(ExitCode::SUCCESS)
@@ -277,11 +359,30 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
     }
 }
 
+fn watch(places: &daemon::Places, log: tracing::Level) -> Result<ExitCode, Trouble> {
+    tracing_subscriber::fmt()
+        .with_max_level(log)
+        .with_target(false)
+        .with_writer(io::stderr)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .init();
+    daemon::run(places).map_err(|stopped| match stopped {
+        daemon::Stopped::BadConfiguration(message) => Trouble::BadConfiguration(message),
+        daemon::Stopped::NotAllowed(message) => Trouble::NotAllowed(message),
+        daemon::Stopped::Failed(message) => Trouble::Failed(message),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn yes_or_no(yes: bool) -> ExitCode {
+    if yes { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 /// Whether the session that SSH_CONNECTION tells of (ssh(1): client, its port, server, its port) comes from here.
 fn comes_from(session: &str, target: Target) -> bool {
     // A link-local address names its interface too: fe80::1%eth0.
     let client = session.split([' ', '%']).next().and_then(|client| client.parse().ok());
-    client.is_some_and(|client| Target::of(client) == target)
+    client.is_some_and(|client| target.covers(Target::of(client)))
 }
 
 fn ask(socket: &Path, request: &Request) -> Result<Response, Trouble> {
@@ -324,6 +425,12 @@ fn targets_with(mut targets: Vec<Target>, stdin: bool) -> Result<Vec<Target>, Tr
     Ok(targets)
 }
 
+fn spare_too_many(targets: &[Target]) -> Result<(), Trouble> {
+    let Some(wide) = targets.iter().find(|target| target.needs_force()) else { return Ok(()) };
+    let why = "it is wider than /16 (IPv6: /32): say --force if you mean it";
+    Err(Trouble::Failed(format!("{wide} is not banned: {why}")))
+}
+
 fn spare_this_session(targets: &[Target]) -> Result<(), Trouble> {
     let session = std::env::var("SSH_CONNECTION").unwrap_or_default();
     match targets.iter().find(|target| comes_from(&session, **target)) {
@@ -358,20 +465,6 @@ fn bad_configuration(faults: Vec<Fault>) -> Trouble {
     Trouble::BadConfiguration(yaml::told(&faults))
 }
 
-/// Whether a log can be read; what is not a file is not opened.
-fn state_of(log: &Path) -> String {
-    match fs::metadata(log)
-        .and_then(|found| if found.is_file() { File::open(log).map(Some) } else { Ok(None) })
-    {
-        Ok(Some(_)) => "ok".to_owned(),
-        Ok(None) => "is not a file, one will be waited for".to_owned(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            "is not there yet, will be waited for".to_owned()
-        }
-        Err(error) => format!("cannot be read: {}", plain(&error)),
-    }
-}
-
 fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
     let config = Config::load(place, &Services::of_this_host()).map_err(bad_configuration)?;
     let library =
@@ -384,16 +477,7 @@ fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
     for jail in &config.jails {
         let name = &jail.terms.name;
         for place in &jail.logpath {
-            let state = match place {
-                Place::File(path) => state_of(path),
-                Place::Glob(glob) => match glob.count() {
-                    0 => "matches nothing yet, will be waited for".to_owned(),
-                    1 => "matches 1 file".to_owned(),
-                    many => format!("matches {many} files"),
-                },
-                Place::Stream(_) => continue,
-            };
-            text += &format!("{name}: {place} {state}\n");
+            text += &format!("{name}: {place} {}\n", outlook(place));
         }
     }
     let count = config.jails.len();
@@ -403,6 +487,30 @@ fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
         if count == 1 { "jail" } else { "jails" }
     );
     print(&text)
+}
+
+/// What the agent will find in this place.
+fn outlook(place: &Place) -> String {
+    let found = match place {
+        // What is not a file is not opened: a FIFO would hold us.
+        Place::File(path) => {
+            match fs::metadata(path).map(|found| found.is_file().then(|| File::open(path))) {
+                Ok(None) => Ok("is not a file, one will be waited for".to_owned()),
+                Ok(Some(Ok(_))) => Ok("ok".to_owned()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    Ok("is not there yet, will be waited for".to_owned())
+                }
+                Ok(Some(Err(error))) | Err(error) => Err(plain(&error)),
+            }
+        }
+        Place::Glob(glob) => Ok(match glob.count() {
+            0 => "matches nothing yet, will be waited for".to_owned(),
+            1 => "matches 1 file".to_owned(),
+            many => format!("matches {many} files"),
+        }),
+        Place::Stream(channel) => Stream::of(channel, place.to_string()).outlook().map(str::to_owned),
+    };
+    found.unwrap_or_else(|why| format!("cannot be read: {why}"))
 }
 
 #[cfg(test)]
@@ -416,6 +524,9 @@ mod tests {
             ("203.0.113.9 50000 198.51.100.1 22", "198.51.100.1", false),
             ("2001:db8:66::9 50000 2001:db8:51::1 22", "2001:db8:66::/64", true),
             ("fe80::9%eth0 50000 fe80::1%eth0 22", "fe80::/64", true),
+            ("203.0.113.9 50000 198.51.100.1 22", "203.0.113.0/28", true),
+            ("203.0.113.9 50000 198.51.100.1 22", "203.0.113.16/28", false),
+            ("2001:db8:66::9 50000 2001:db8:51::1 22", "2001:db8::/32", true),
             ("", "203.0.113.9", false),
         ] {
             assert_eq!(comes_from(session, target.parse().unwrap()), wanted, "{session}");

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use jiff::tz::TimeZone;
 
-use crate::acquire::place::Place;
+use crate::acquire::place::{Channel, Place};
 use crate::detect::{Library, NORMAL, Rule};
 use crate::host::Services;
 use crate::jail::Terms;
@@ -17,7 +18,7 @@ use crate::jail::allow::Allow;
 use crate::model::{Bantime, Block, Cell, Hook, JailName, Kill, Layout, Ports, Span};
 use crate::never::{Entry, Known};
 use crate::ports;
-use crate::sheet::{JailSheet, Keys, Sheet, fault, unreadable};
+use crate::sheet::{self, JailSheet, Keys, Sheet, fault, unreadable};
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
 
 /// Where the configuration is read from when nothing else is said.
@@ -29,11 +30,17 @@ pub struct Config {
     /// In order of their names; those with `enabled: false` are left out.
     pub jails: Vec<JailConfig>,
     /// Whom no jail bans, beside those whom this host cannot do without.
-    pub ignoreip: Vec<Entry>,
+    pub ignoreip: List,
+    /// Nor these, who only pass on what others send.
+    pub trusted_proxies: List,
     /// Hosts of this host's local networks are banned like all others.
     pub ban_local: bool,
+    /// Nobody else may change our table.
+    pub owner: bool,
     /// What the files and names in every `ignoreip` stand for now.
     pub known: Known,
+    /// What was asked for and cannot be had, in words.
+    pub troubles: Vec<String>,
     /// The files it was read from; empty where there are none, and the built-in sshd jail serves.
     pub files: Vec<PathBuf>,
 }
@@ -49,8 +56,27 @@ pub struct JailConfig {
     pub kill: Kill,
     pub hooks: BTreeSet<Hook>,
     pub capacity: u32,
+    /// The zone of the dates in its logs, where it says one.
+    pub zone: Option<TimeZone>,
     /// As it is written; `terms.ignoreip` is what it stood for when it was read.
     pub ignoreip: Vec<Entry>,
+}
+
+/// Whom nobody bans, and where that is written: `FILE:LINE`.
+#[derive(Clone, Debug, Default)]
+pub struct List {
+    pub entries: Vec<Entry>,
+    pub at: String,
+}
+
+impl List {
+    fn new(key: Option<Spanned<Many<Entry>>>, at: Option<String>) -> List {
+        List { entries: entries(key), at: at.unwrap_or_default() }
+    }
+}
+
+fn entries(key: Option<Spanned<Many<Entry>>>) -> Vec<Entry> {
+    key.map_or_else(Vec::new, |key| key.value.0)
 }
 
 impl Config {
@@ -58,6 +84,16 @@ impl Config {
     ///
     /// All faults are told at once. A folder without any file is no fault: the built-in sshd jail runs then.
     pub fn load(place: Option<&Path>, services: &Services) -> Result<Config, Vec<Fault>> {
+        Config::load_for(place, services, None)
+    }
+
+    /// The same, but this jail reads standard input in place of its logs. Where the files have no jails at all, it is
+    /// the only one, and named after its rule.
+    pub fn load_for(
+        place: Option<&Path>,
+        services: &Services,
+        stdin: Option<&JailName>,
+    ) -> Result<Config, Vec<Fault>> {
         let files = files(place).map_err(|fault| vec![fault])?;
         let library = library(&rules_dir(place)).map_err(|fault| vec![fault])?;
         let mut faults = Vec::new();
@@ -71,20 +107,55 @@ impl Config {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let ignoreip: Vec<Entry> = sheet.defaults.ignoreip().cloned().collect();
-        let ban_local = sheet.defaults.ban_local.as_ref().is_some_and(|key| key.value);
+        if let Some(name) = stdin {
+            give_stdin(&mut sheet, name)?;
+        }
+        let ignoreip = List::new(sheet.defaults.ignoreip.clone(), sheet.ignoreip_at.take());
+        let trusted_proxies = List::new(sheet.defaults.trusted_proxies.clone(), sheet.trusted_at.take());
+        let is_set = |key: &Option<Spanned<bool>>| key.as_ref().is_some_and(|key| key.value);
+        let (ban_local, owner) = (is_set(&sheet.defaults.ban_local), is_set(&sheet.defaults.owner));
         let mut jails = resolve(sheet, &library, services)?;
-        let known = Known::new(jails.iter().flat_map(|jail| &jail.ignoreip).chain(&ignoreip));
+        let own = jails.iter().flat_map(|jail| &jail.ignoreip);
+        let known = Known::new(own.chain(&ignoreip.entries).chain(&trusted_proxies.entries));
         jails.iter_mut().for_each(|jail| jail.terms.ignoreip = Allow::new(&known.nets(&jail.ignoreip)));
-        Ok(Config { jails, ignoreip, ban_local, known, files })
+        Ok(Config { jails, ignoreip, trusted_proxies, ban_local, owner, known, troubles: Vec::new(), files })
     }
 
-    /// Whom no jail bans; `own` are those whom this host cannot do without.
+    /// The zone of the dates in a log, where one of its jails says it.
+    pub fn zone_of(&self, log: &Place) -> Option<&TimeZone> {
+        let mut heard = self.jails.iter().filter(|jail| jail.logpath.contains(log));
+        heard.find_map(|jail| jail.zone.as_ref())
+    }
+
+    /// Goes without what this kernel does not have.
+    pub fn heed(&mut self, can_own: bool) {
+        if self.owner && !can_own {
+            self.owner = false;
+            self.troubles.push(
+                "owner: this kernel cannot do it, Linux 6.9 can: others may change our table, and it is then put back"
+                    .to_owned(),
+            );
+        }
+    }
+
+    /// Whom no jail bans by what is written.
+    fn listed(&self) -> Vec<IpNet> {
+        [&self.ignoreip, &self.trusted_proxies]
+            .iter()
+            .flat_map(|list| self.known.nets(&list.entries))
+            .collect()
+    }
+
+    /// Whom no jail bans; `own` are those whom this host cannot do without, and those who were added by hand.
     pub fn never(&self, own: &[IpNet]) -> Allow {
-        Allow::new(self.known.nets(&self.ignoreip).iter().chain(own))
+        Allow::new(self.listed().iter().chain(own))
     }
 
-    /// What the kernel must hold; `own` are those whom this host cannot do without.
+    pub fn proxies(&self) -> Allow {
+        Allow::new(&self.known.nets(&self.trusted_proxies.entries))
+    }
+
+    /// What the kernel must hold; `own` as for [`Config::never`].
     pub fn layout(&self, own: &[IpNet]) -> Layout {
         let cells = self
             .jails
@@ -98,8 +169,11 @@ impl Config {
             })
             .collect();
         let loopback = ["127.0.0.0/8", "::1/128"].map(|net| net.parse().expect("a net"));
-        let listed = self.known.nets(&self.ignoreip).into_iter();
-        Layout { cells, never: listed.chain(own.iter().copied()).chain(loopback).collect() }
+        Layout {
+            cells,
+            owned: self.owner,
+            never: self.listed().into_iter().chain(own.iter().copied()).chain(loopback).collect(),
+        }
     }
 }
 
@@ -153,17 +227,30 @@ const MAXRETRY: u32 = 5;
 /// Elements for each family of a jail: about 80 MB of kernel memory when it is full.
 const CAPACITY: u32 = 1 << 20;
 
+/// One jail with nothing said of it.
+fn built_in(name: JailName) -> BTreeMap<JailName, JailSheet> {
+    let source = Arc::new(("built-in configuration".to_owned(), String::new()));
+    let sheet = JailSheet { keys: Keys::default(), source, place: Location::UNKNOWN };
+    BTreeMap::from([(name, sheet)])
+}
+
+fn give_stdin(sheet: &mut Sheet, name: &JailName) -> Result<(), Vec<Fault>> {
+    let jails = sheet.jails.get_or_insert_with(|| built_in(name.clone()));
+    let names: Vec<String> = jails.keys().map(ToString::to_string).collect();
+    let Some(jail) = jails.get_mut(name) else {
+        return Err(vec![Fault::whole("--jail", yaml::unknown("jail", name.as_str(), &names))]);
+    };
+    jail.keys.logpath = Some(Many(vec![Place::Stream(Channel::Stdin)]));
+    jail.keys.command = None;
+    jail.keys.enabled = Some(true);
+    Ok(())
+}
+
 /// What the sheets come to, jail by jail.
 fn resolve(sheet: Sheet, library: &Library, services: &Services) -> Result<Vec<JailConfig>, Vec<Fault>> {
-    let built_in = || {
-        let name: JailName = "sshd".parse().expect("a jail's name");
-        let source = Arc::new(("built-in configuration".to_owned(), String::new()));
-        let sheet = JailSheet { keys: Keys::default(), source, place: Location::UNKNOWN };
-        BTreeMap::from([(name, sheet)])
-    };
     let mut resolved = Vec::new();
     let mut faults = Vec::new();
-    for (name, jail) in sheet.jails.unwrap_or_else(built_in) {
+    for (name, jail) in sheet.jails.unwrap_or_else(|| built_in("sshd".parse().expect("a jail's name"))) {
         let own = jail.keys.clone();
         // `ignoreip` of the defaults holds for every jail already, in the kernel too.
         let keys = Keys { ignoreip: own.ignoreip.clone(), ..jail.keys.over(&sheet.defaults) };
@@ -171,11 +258,24 @@ fn resolve(sheet: Sheet, library: &Library, services: &Services) -> Result<Vec<J
             continue;
         }
         match resolve_jail(keys, name, &own, library, services) {
-            Ok(jail) => resolved.push(jail),
+            Ok(resolved_jail) => match in_another_zone(&resolved_jail, &resolved) {
+                Some(message) => faults.push(fault(&jail.source, jail.place, message)),
+                None => resolved.push(resolved_jail),
+            },
             Err(message) => faults.push(fault(&jail.source, jail.place, message)),
         }
     }
     if faults.is_empty() { Ok(resolved) } else { Err(faults) }
+}
+
+/// A log has one zone. A jail that says none takes what another says of the same log.
+fn in_another_zone(jail: &JailConfig, others: &[JailConfig]) -> Option<String> {
+    let zone = jail.zone.as_ref()?;
+    let disagrees = |other: &&JailConfig| other.zone.as_ref().is_some_and(|known| known != zone);
+    let shared = |other: &JailConfig| jail.logpath.iter().find(|path| other.logpath.contains(path));
+    let (other, path) = others.iter().filter(disagrees).find_map(|other| Some((other, shared(other)?)))?;
+    let name = &other.terms.name;
+    Some(format!("{path} cannot be in two time zones: give this jail the same tz as {name}, or none"))
 }
 
 /// `own` are the jail's keys without the defaults: what a rule asks for goes before those, since a scanner is
@@ -187,7 +287,8 @@ fn resolve_jail(
     library: &Library,
     services: &Services,
 ) -> Result<JailConfig, String> {
-    let ignoreip = keys.ignoreip().cloned().collect();
+    let (friend_for, user_addrs, prefix) = (keys.friend_for(), keys.user_addrs(), keys.prefix_law(own)?);
+    let ignoreip = entries(keys.ignoreip);
     let rule_name = keys.rule.map_or_else(|| name.to_string(), |rule| rule.value);
     if !library.has(&rule_name) {
         let names: Vec<&str> = library.names().collect();
@@ -198,15 +299,17 @@ fn resolve_jail(
     let rule = library
         .compile(&rule_name, Some(&mode).filter(|mode| *mode != NORMAL).map(String::as_str))
         .map_err(|bad| bad.to_string())?;
+    if keys.distinct.is_some() && !rule.names_paths() {
+        return Err(format!(
+            "no pattern of the rule {rule_name} says which path was asked for, so distinct: path would count nothing \
+             as one: leave it out, or write a rule with <PATH>"
+        ));
+    }
     // A jail recidive that names no log hears the bans of the other jails themselves.
-    let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none();
-    let logpath = match keys.logpath {
-        Some(Many(paths)) => paths,
-        None if hears_bans => Vec::new(),
-        None => default_logpath(rule.logpath())
-            .map_err(|wrong| format!("the logpath of the rule {rule_name}: {wrong}"))?,
-    };
+    let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none() && keys.command.is_none();
+    let logpath = places(keys.logpath, keys.command, hears_bans, &rule)?;
     let ports = ports::ports(keys.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
+    let zone = keys.tz.map(|tz| sheet::zone(&tz.value)).transpose()?;
     let increment = keys.increment.map(|key| key.value.increment()).transpose()?;
     let (findtime, bantime) = match hears_bans {
         true => (own.findtime.or(RECIDIVE_FINDTIME), own.bantime.or(RECIDIVE_BANTIME)),
@@ -220,8 +323,12 @@ fn resolve_jail(
         findtime: findtime.map_or(TEN_MINUTES, |span| span.0.0),
         bantime: bantime.map_or(Bantime::For(TEN_MINUTES), |time| time.0),
         increment,
+        distinct: keys.distinct.is_some(),
+        user_addrs,
+        friend_for,
         ignoreip: Allow::default(),
         hears_bans,
+        prefix,
     };
     let hooks = keys.hook.map_or([Hook::Prerouting].into(), |hook| hook.value.0.into_iter().collect());
     let (block, capacity) = (keys.block.unwrap_or_default(), number(&keys.capacity).unwrap_or(CAPACITY));
@@ -236,13 +343,35 @@ fn resolve_jail(
         kill,
         hooks,
         capacity,
+        zone,
         ignoreip,
     })
 }
 
+/// Where a jail's lines come from: what is named, or the rule's own logs.
+fn places(
+    logpath: Option<Many<Place>>,
+    command: Option<Spanned<Many<String>>>,
+    hears_bans: bool,
+    rule: &Rule,
+) -> Result<Vec<Place>, String> {
+    let command = command.map(|command| Place::Stream(Channel::Command(command.value.0)));
+    let named = match logpath {
+        Some(Many(paths)) => paths,
+        None if hears_bans || command.is_some() => Vec::new(),
+        None => default_logpath(rule)?,
+    };
+    Ok(named.into_iter().chain(command).collect())
+}
+
 /// The first log that is there, since distributions differ; all of them where none is, to wait for.
-fn default_logpath(candidates: &[String]) -> Result<Vec<Place>, String> {
-    let candidates = candidates.iter().map(|text| text.parse()).collect::<Result<Vec<Place>, String>>()?;
+fn default_logpath(rule: &Rule) -> Result<Vec<Place>, String> {
+    let candidates: Vec<Place> = rule
+        .logpath()
+        .iter()
+        .map(|text| text.parse())
+        .collect::<Result<_, String>>()
+        .map_err(|wrong| format!("the logpath of the rule {}: {wrong}", rule.name()))?;
     let is_there = |place: &&Place| match place {
         Place::File(path) => path.exists(),
         Place::Glob(glob) => glob.count() > 0,
@@ -257,6 +386,7 @@ fn default_logpath(candidates: &[String]) -> Result<Vec<Place>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jail::prefix::PrefixLaw;
 
     fn load(text: &str) -> Result<Config, Vec<Fault>> {
         let dir = tempfile::tempdir().unwrap();
@@ -277,6 +407,145 @@ mod tests {
     }
 
     #[test]
+    fn a_jail_counts_as_it_is_told() {
+        let terms =
+            |keys: &str| load(&format!("jails: {{nginx-scan: {{{keys}}}}}")).unwrap().jails.remove(0).terms;
+        let day = Duration::from_secs(86_400);
+        let plain = terms("port: 80");
+        assert_eq!((plain.distinct, plain.user_addrs, plain.friend_for), (false, None, Some(day)));
+        let told = terms("distinct: path, count_by: [addr, user], friend_for: never");
+        assert_eq!((told.distinct, told.user_addrs, told.friend_for), (true, Some(8), None));
+        let told = terms("count_by: [addr, user], user_addrs: 3, friend_for: 2d");
+        assert_eq!((told.user_addrs, told.friend_for), (Some(3), Some(2 * day)));
+        assert_eq!(terms("count_by: addr, user_addrs: 3").user_addrs, None);
+    }
+
+    #[test]
+    fn what_cannot_be_counted_is_pointed_at() {
+        for (text, line, column, message) in [
+            (
+                "jails:\n  sshd:\n    distinct: path\n",
+                3,
+                5,
+                "no pattern of the rule sshd says which path was asked for, so distinct: path would count nothing as \
+                 one: leave it out, or write a rule with <PATH>",
+            ),
+            ("defaults: {distinct: path}\n", 1, 22, "this belongs to a jail, not to defaults"),
+            ("jails: {sshd: {distinct: paht}}\n", 1, 26, "unknown word \"paht\": did you mean path?"),
+            (
+                "defaults: {count_by: [user]}\n",
+                1,
+                22,
+                "addresses are what is banned: write [addr, user] or [addr, prefix] to count others as well",
+            ),
+            ("defaults: {count_by: [addr, usr]}\n", 1, 29, "unknown word \"usr\": did you mean user?"),
+            ("defaults: {user_addrs: 65}\n", 1, 24, "this must be from 1 to 64"),
+            (
+                "defaults: {friend_for: 0}\n",
+                1,
+                24,
+                "\"0\" is not a length of time: write 90s, 10m, 1h30m, 2d or 1w, or never",
+            ),
+        ] {
+            let fault = load(text).unwrap_err().remove(0);
+            assert_eq!((fault.line, fault.column, fault.message.as_str()), (line, column, message));
+        }
+    }
+
+    #[test]
+    fn a_zone_belongs_to_a_log() {
+        let zone = |text: &str, log: &str| load(text).unwrap().zone_of(&log.parse().unwrap()).cloned();
+        let jails = "jails: {sshd: {logpath: /a, tz: UTC}, sshd-slow: {rule: sshd, logpath: [/a, /b]}}";
+        assert_eq!(
+            (zone(jails, "/a"), zone(jails, "/b"), zone(jails, "/c")),
+            (Some(TimeZone::UTC), None, None)
+        );
+        let jails = "defaults: {tz: '+02:00'}\njails: {sshd: {logpath: /a}}";
+        assert_eq!(zone(jails, "/a"), Some(TimeZone::fixed(jiff::tz::offset(2))));
+        for (text, seconds) in [("+0200", 7200), ("-03:30", -12_600), ("+14:00", 50_400)] {
+            let jails = format!("jails: {{sshd: {{logpath: /a, tz: '{text}'}}}}");
+            let offset = jiff::tz::Offset::from_seconds(seconds).unwrap();
+            assert_eq!(zone(&jails, "/a"), Some(TimeZone::fixed(offset)));
+        }
+        let jails = "jails: {sshd: {logpath: /a, tz: Europe/Berlin}}";
+        assert_eq!(zone(jails, "/a"), Some(TimeZone::get("Europe/Berlin").unwrap()));
+    }
+
+    #[test]
+    fn a_zone_that_is_none_is_pointed_at() {
+        let told = |text: &str| load(text).unwrap_err()[0].clone();
+        let fault = told("jails:\n  sshd:\n    tz: Europe/Berln\n");
+        assert_eq!((fault.line, fault.column), (3, 9));
+        assert_eq!(fault.message, "unknown time zone \"Europe/Berln\": did you mean Europe/Berlin?");
+        for text in ["+2", "+25:00", "+02:60", "+2:000", "++200", "+", "Middle-earth/Bree", "\"\"", "é"] {
+            let fault = told(&format!("defaults: {{tz: {text}}}\n"));
+            assert!(
+                fault.message.contains("write a name such as Europe/Berlin"),
+                "{text}: {}",
+                fault.message
+            );
+        }
+    }
+
+    #[test]
+    fn a_command_is_a_source_beside_the_logs_that_are_named_or_alone() {
+        let places = |text: &str| -> Vec<String> {
+            load(text).unwrap().jails[0].logpath.iter().map(ToString::to_string).collect()
+        };
+        let command = "command: [podman, logs, --since, 0, web]";
+        assert_eq!(places(&format!("jails: {{sshd: {{{command}}}}}")), ["command:podman logs --since 0 web"]);
+        assert_eq!(
+            places(&format!("jails: {{sshd: {{logpath: /var/log/a, {command}}}}}")),
+            ["/var/log/a", "command:podman logs --since 0 web"]
+        );
+        let config = load(&format!("jails: {{recidive: {{{command}}}}}")).unwrap();
+        assert!(!config.jails[0].terms.hears_bans, "it reads what the command prints");
+    }
+
+    #[test]
+    fn a_command_for_a_shell_and_a_place_that_cannot_be_are_pointed_at() {
+        for (text, line, wanted) in [
+            (
+                "jails:\n  sshd:\n    command: podman logs web\n",
+                3,
+                "no shell reads this: write each word by itself",
+            ),
+            ("jails:\n  sshd:\n    command: []\n", 3, "name a program and its arguments"),
+            ("defaults:\n  command: [tail]\n", 2, "this belongs to a jail, not to defaults"),
+            ("jails:\n  sshd:\n    logpath:\n      - fifi:/run/x\n", 4, "did you mean fifo?"),
+            ("jails:\n  sshd:\n    logpath: udp:198.51.100.1:514\n", 3, "can be reached from other hosts"),
+        ] {
+            let fault = load(text).unwrap_err()[0].clone();
+            assert!(fault.line == line && fault.message.contains(wanted), "{fault}");
+        }
+    }
+
+    #[test]
+    fn a_log_cannot_be_in_two_zones() {
+        let text =
+            "jails:\n  sshd: {logpath: /a, tz: UTC}\n  sshd-slow: {rule: sshd, logpath: /a, tz: '+01:00'}\n";
+        let fault = load(text).unwrap_err()[0].clone();
+        assert_eq!(fault.line, 3);
+        let wanted = "/a cannot be in two time zones: give this jail the same tz as sshd, or none";
+        assert_eq!(fault.message, wanted);
+    }
+
+    #[test]
+    fn networks_are_banned_by_the_jails_that_count_by_them() {
+        let law = |text: &str| load(text).unwrap().jails[0].terms.prefix.clone();
+        assert_eq!(law("jails: {sshd: {port: 22}}"), None);
+        let counts = "count_by: [addr, prefix]";
+        let usual = law(&format!("jails: {{sshd: {{port: 22, {counts}}}}}")).unwrap();
+        assert_eq!((&usual.v4[..], &usual.v6[..], usual.offenders), (&[24][..], &[56, 48][..], 16));
+        let own = "prefix: {v4: [12, 24], v6: 32, offenders: 3, findtime: 1h, force: true}";
+        let law_of = |jail: &str| law(&format!("defaults: {{{own}}}\njails: {{sshd: {{port: 22{jail}}}}}"));
+        let findtime = Duration::from_secs(3_600);
+        let wanted = PrefixLaw { v4: vec![12, 24], v6: vec![32], offenders: 3, findtime };
+        assert_eq!(law_of(&format!(", {counts}")), Some(wanted));
+        assert_eq!(law_of(""), None);
+    }
+
+    #[test]
     fn a_pattern_that_is_not_understood_is_pointed_at() {
         let fault =
             load("jails:\n  sshd:\n    logpath: [/var/log/auth.log, /var/log/**/auth.log]\n").unwrap_err();
@@ -289,7 +558,7 @@ mod tests {
         let library = Library::shipped();
         for name in library.names() {
             let rule = library.compile(name, None).unwrap();
-            assert!(default_logpath(rule.logpath()).is_ok(), "{name}");
+            assert!(default_logpath(&rule).is_ok(), "{name}");
         }
     }
 

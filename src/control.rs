@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::model::{Bantime, JailName, Target};
-use crate::status::{BanStatus, Status};
+use crate::status::{BanStatus, IgnoredStatus, Status};
 
 /// Where the agent listens when nothing else is said.
 pub const SOCKET: &str = "/run/nftjail/control.sock";
@@ -55,6 +55,20 @@ pub enum Request {
         paused: bool,
     },
     Reload,
+    /// Ban, for a moment and without counting it, the address that the answer names as soon as the jail's log shows
+    /// that it failed.
+    Probe {
+        jail: JailName,
+    },
+    /// Somebody is never banned from now on. A wide network must be forced.
+    IgnoreAdd {
+        net: IpNet,
+        force: bool,
+    },
+    IgnoreRemove {
+        net: IpNet,
+    },
+    IgnoreList,
 }
 
 /// Whose bans are meant.
@@ -82,16 +96,18 @@ impl FromStr for Whom {
 
     /// An address, or a network; `everybody` has a word of its own on the command line.
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse::<Target>() {
-            Ok(target) => Ok(Whom::Target(target)),
-            Err(why) => text.parse::<IpNet>().map(|net| Whom::Net(net.trunc())).map_err(|_| why),
+        match (text.parse::<Target>(), text.parse::<IpNet>()) {
+            (Ok(target), _) if !target.is_network() => Ok(Whom::Target(target)),
+            (_, Ok(net)) => Ok(Whom::Net(net.trunc())),
+            (Ok(target), _) => Ok(Whom::Target(target)),
+            (Err(why), _) => Err(why),
         }
     }
 }
 
 impl Request {
     fn changes(&self) -> bool {
-        !matches!(self, Request::Status { .. } | Request::Bans { .. })
+        !matches!(self, Request::Status { .. } | Request::Bans { .. } | Request::IgnoreList)
     }
 }
 
@@ -100,6 +116,9 @@ impl Request {
 pub enum Response {
     Status(Status),
     Bans(Vec<BanStatus>),
+    /// The address that the jail waits for.
+    Probe(IpAddr),
+    Ignored(Vec<IgnoredStatus>),
     /// It is done, in words.
     Done(String),
     Failed {
@@ -291,7 +310,7 @@ mod tests {
         assert!(covers("192.0.2.0/24", "192.0.2.2") && !covers("192.0.2.0/24", "192.0.3.2"));
         assert!(covers("2001:db8::/32", "2001:db8:1::/64") && !covers("2001:db8::/32", "192.0.2.1"));
         assert!(covers("2001:db8::7", "2001:db8::/64"));
-        assert!("soon".parse::<Whom>().unwrap_err().contains("not an IP address"));
+        assert!("soon".parse::<Whom>().unwrap_err().contains("not an IP address or network"));
     }
 
     #[test]

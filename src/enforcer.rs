@@ -1,14 +1,17 @@
 //! Owns the firewall on a thread of its own: one transaction a turn, refusals by name, nothing believed unasked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::model::{Ban, Bantime, Change, Dropped, JailName, Layout, Timestamp};
+use crate::model::{Ban, Bantime, Change, Dropped, JailName, Layout, Target, Timestamp};
+use crate::nft::news::Damage;
 use crate::nft::plan;
 use crate::nft::table::Standing;
+use crate::nft::transaction::Operation;
 use crate::nft::{Firewall, Refusal};
 
 /// Work for the enforcer; it is done in order.
@@ -16,6 +19,17 @@ enum Job {
     Apply { ticket: u64, changes: Vec<Change> },
     Install { layout: Layout, restore: Restore, reply: oneshot::Sender<Result<Vec<Ban>, Refusal>> },
     Dropped { reply: oneshot::Sender<Result<BTreeMap<JailName, Dropped>, Refusal>> },
+    Audit { layout: Layout, sample: Sample, reply: oneshot::Sender<Result<Damage, Refusal>> },
+}
+
+/// Bans to look up one by one, and how many there are.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    pub bans: Vec<Ban>,
+    /// How many bans of each jail the kernel must hold at the least.
+    pub counts: BTreeMap<JailName, usize>,
+    /// The sample is every ban there is.
+    pub whole: bool,
 }
 
 /// Bans to put in with a layout.
@@ -26,7 +40,7 @@ pub enum Restore {
     /// Those of these whose sets are not in the kernel, or not as they should be. The other sets are not read: that
     /// would take long where they are large.
     Lost(Vec<Ban>),
-    /// All of these, whatever the kernel holds.
+    /// All of these, each with the time it has left, whatever the kernel holds.
     All(Vec<Ban>),
 }
 
@@ -68,7 +82,7 @@ impl Enforcer {
     }
 
     /// Makes the kernel hold `layout`. Returns the bans of an earlier agent that stand in it, and the restored, after
-    /// [`Restore::AfterReboot`]; otherwise none.
+    /// [`Restore::AfterReboot`]; otherwise the networks that stand in it and are not among the bans to put in.
     pub async fn install(&self, layout: Layout, restore: Restore) -> Result<Vec<Ban>, Refusal> {
         let (reply, answer) = oneshot::channel();
         self.send(Job::Install { layout, restore, reply });
@@ -81,6 +95,13 @@ impl Enforcer {
         answer.await.expect("the enforcer answers before it ends")
     }
 
+    /// Compares what the kernel holds with `layout` and the bans of `sample`. No set is read whole.
+    pub async fn audit(&self, layout: Layout, sample: Sample) -> Result<Damage, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Audit { layout, sample, reply });
+        answer.await.expect("the enforcer answers before it ends")
+    }
+
     fn send(&self, job: Job) {
         self.jobs.send(job).expect("the enforcer lives as long as its handle");
     }
@@ -88,6 +109,9 @@ impl Enforcer {
 
 /// So many changes go into one transaction at the most: about 20 ms of the kernel's time.
 const TURN_CHANGES_MAX: usize = 10_000;
+
+/// A timer in the kernel that differs from what is believed by more was changed by somebody, or the clock was.
+const TIMER_DIFFERS: Duration = Duration::from_secs(2);
 
 /// Why a ban was not asked for.
 const OVER: &str = "it was over before the kernel could be asked";
@@ -110,6 +134,9 @@ impl Worker {
                 }
                 Job::Dropped { reply } => {
                     let _ = reply.send(self.firewall.dropped());
+                }
+                Job::Audit { layout, sample, reply } => {
+                    let _ = reply.send(self.audit(&layout, &sample));
                 }
             }
             if next.is_none() {
@@ -175,23 +202,21 @@ impl Worker {
                 return (verdicts, lost);
             };
             let is_full = matches!(refusal, Refusal::Full { .. });
+            let overlaps = matches!(refusal, Refusal::Overlaps { .. });
             let key = |change: &Change| (change.jail().clone(), change.target());
             match &asked[first] {
-                // Only what is not in a full set cannot be released from it: the release is true already, and with
-                // it what was asked for the same target before.
-                release @ Change::Release { .. } if is_full => {
+                // Only what is not in a full set, or overlaps what is, cannot be released from it: the release is true
+                // already, and with it what was asked for the same target before.
+                release @ Change::Release { .. } if is_full || overlaps => {
                     let last = left[first];
                     left.retain(|index| *index > last || key(&changes[*index]) != key(release));
                 }
                 // A full set refuses one ban after the other: leaving out twice as many each time ends soon.
-                refused => {
-                    let alike = |change: &Change| {
-                        matches!(change, Change::Ban(_)) == matches!(refused, Change::Ban(_))
-                            && change.jail() == refused.jail()
-                            && change.target().is_v4() == refused.target().is_v4()
-                    };
-                    let refused = (first..asked.len()).filter(|index| alike(&asked[*index])).take(at_once);
-                    refused.for_each(|index| verdicts[left[index]] = why.clone());
+                _ => {
+                    let most = if overlaps { 1 } else { at_once };
+                    for index in refused_with(&asked, first, most) {
+                        verdicts[left[index]] = why.clone();
+                    }
                     left.retain(|index| verdicts[*index].is_none());
                     at_once *= 2;
                 }
@@ -208,6 +233,14 @@ impl Worker {
         let lasting = |bans: &[Ban]| -> Vec<Standing> {
             bans.iter().filter(|ban| wanted(&ban.jail)).filter_map(|ban| left(ban, now)).collect()
         };
+        // Networks are read even where hosts are not.
+        let strangers = |bans: &[Ban]| -> Vec<Ban> {
+            let known: BTreeSet<(&JailName, Target)> =
+                bans.iter().map(|ban| (&ban.jail, ban.target)).collect();
+            let held = found.iter().flat_map(|table| table.standing());
+            let nets = held.filter(|ban| ban.target.is_network() && wanted(&ban.jail));
+            nets.filter(|net| !known.contains(&(&net.jail, net.target))).map(|net| ban(&net, now)).collect()
+        };
         match restore {
             Restore::AfterReboot(bans) => {
                 let kept: Vec<Standing> = match &found {
@@ -219,14 +252,75 @@ impl Worker {
             }
             Restore::Lost(bans) => {
                 self.firewall.commit(&plan::mend(layout, found.as_ref(), lasting(bans)))?;
-                Ok(Vec::new())
+                Ok(strangers(bans))
             }
             Restore::All(bans) => {
-                self.firewall.commit(&plan::install(layout, found.as_ref(), &lasting(bans)))?;
-                Ok(Vec::new())
+                self.firewall.commit(&plan::mend(layout, found.as_ref(), lasting(bans)))?;
+                let again: Vec<Change> = bans.iter().cloned().map(Change::Ban).collect();
+                // What a full set refuses now, the next audit finds missing.
+                again.chunks(TURN_CHANGES_MAX).for_each(|some| drop(self.commit(some)));
+                Ok(strangers(bans))
             }
         }
     }
+
+    /// What is otherwise than it should be. Where a ban of the sample is, others may be as well.
+    fn audit(&mut self, layout: &Layout, sample: &Sample) -> Result<Damage, Refusal> {
+        let found = self.firewall.table(false)?;
+        let repair = plan::mend(layout, found.as_ref(), Vec::new());
+        // A table that has an owner is always owned again, whether there is anything to do or not.
+        let is_work = |operation: &Operation| !matches!(operation, Operation::AddTable { .. });
+        let structure = repair.operations().iter().any(is_work);
+        let counts = found.map(|table| table.counts).unwrap_or_default();
+        let held = |jail: &JailName| {
+            let count = |suffix: &str| counts.get(&format!("{jail}_{suffix}")).map(|count| *count as usize);
+            Some(count("v4")? + count("v6")?)
+        };
+        let short = |(jail, least): (&JailName, &usize)| held(jail).is_some_and(|held| held < *least);
+        let mut damage = Damage { structure, missed: sample.counts.iter().any(short), ..Damage::default() };
+        for ban in &sample.bans {
+            let now = (self.now)();
+            let Some(believed) =
+                left(ban, now).filter(|left| left.expires.is_none_or(|left| left > TIMER_DIFFERS))
+            else {
+                continue;
+            };
+            let held = self.firewall.remaining(&ban.jail, ban.target)?;
+            if !held.is_some_and(|held| alike(held.expires, believed.expires)) {
+                damage.touched.insert((ban.jail.clone(), ban.target));
+            }
+        }
+        damage.missed |= !sample.whole && !damage.touched.is_empty();
+        Ok(damage)
+    }
+}
+
+/// Whether two bans end at about the same time, or both never.
+fn alike(held: Option<Duration>, believed: Option<Duration>) -> bool {
+    match (held, believed) {
+        (Some(held), Some(believed)) => held.abs_diff(believed) <= TIMER_DIFFERS,
+        (held, believed) => held == believed,
+    }
+}
+
+/// Which changes to leave out where `first` was refused: it, and as many of its kind after it as `most` says. Those
+/// that a refused network was to take over are not released either.
+fn refused_with(asked: &[Change], first: usize, most: usize) -> Vec<usize> {
+    let is_ban = |change: &Change| matches!(change, Change::Ban(_));
+    let kind = |change: &Change| (is_ban(change), plan::set_name(change.jail(), change.target()));
+    let alike = |index: &usize| kind(&asked[*index]) == kind(&asked[first]);
+    let mut refused: Vec<usize> = (first..asked.len()).filter(alike).take(most).collect();
+    let nets: Vec<Target> =
+        refused.iter().map(|index| asked[*index].target()).filter(|target| target.is_network()).collect();
+    let stays = |index: &usize| {
+        let change = &asked[*index];
+        !is_ban(change)
+            && change.jail() == asked[first].jail()
+            && change.target().is_network()
+            && nets.iter().any(|net| net.covers(change.target()))
+    };
+    refused.extend((0..asked.len()).filter(stays));
+    refused
 }
 
 /// What is left of a ban; none where it is over.
@@ -258,7 +352,6 @@ mod tests {
     use super::*;
     use crate::model::{Block, Cell, Hook, Ports};
     use crate::nft::memory::Memory;
-    use std::time::Duration;
 
     fn now() -> Timestamp {
         Timestamp::from_millis(1_000_000)
@@ -268,7 +361,7 @@ mod tests {
         let hooks = [Hook::Prerouting].into();
         let jail = "sshd".parse().unwrap();
         let cell = Cell { jail, ports: Ports::All, block: Block::Drop, hooks, capacity };
-        Layout { cells: vec![cell], never: Vec::new() }
+        Layout { cells: vec![cell], ..Layout::default() }
     }
 
     fn changes(addresses: std::ops::Range<u8>) -> Vec<Change> {
@@ -340,6 +433,68 @@ mod tests {
         assert_eq!(table.standing().count(), 3, "and nothing was put in on the way");
     }
 
+    fn net(target: &str, seconds: Option<u64>) -> Change {
+        let (jail, target) = ("sshd".parse().unwrap(), target.parse().unwrap());
+        let ban = |seconds| Ban {
+            jail: "sshd".parse().unwrap(),
+            target,
+            at: now(),
+            bantime: Bantime::For(Duration::from_secs(seconds)),
+        };
+        seconds.map_or(Change::Release { jail, target }, |seconds| Change::Ban(ban(seconds)))
+    }
+
+    #[test]
+    fn a_network_takes_others_over_or_leaves_them_all() {
+        let (mut worker, mut answers) = worker(3);
+        let nothing = channel().1;
+        let narrow = [net("192.0.2.0/26", Some(60)), net("192.0.2.128/26", Some(60))];
+        worker.turn(&nothing, 1, narrow.to_vec());
+        let wide = [net("192.0.2.0/26", None), net("192.0.2.128/26", None), net("192.0.2.0/24", Some(60))];
+        worker.turn(&nothing, 2, wide.to_vec());
+        // What is already gone for the sake of a wider one is released without harm to that.
+        worker.turn(&nothing, 3, vec![net("192.0.2.0/26", None)]);
+        worker.turn(&nothing, 4, vec![net("203.0.113.0/26", Some(60))]);
+        // Nobody told that the first is there: the second cannot be taken, and takes nothing with it.
+        worker.turn(
+            &nothing,
+            5,
+            vec![
+                net("203.0.113.64/26", None),
+                net("203.0.113.0/24", Some(60)),
+                net("203.0.113.0/26", Some(90)),
+            ],
+        );
+        let done: Vec<Done> = (0..5).map(|_| answers.try_recv().unwrap()).collect();
+        assert!(done[..4].iter().all(|done| done.refused.is_empty()));
+        let refused: Vec<Target> = done[4].refused.iter().map(|(change, _)| change.target()).collect();
+        assert_eq!(refused, [net("203.0.113.64/26", None).target(), net("203.0.113.0/24", None).target()]);
+        assert_eq!(done[4].refused[0].1, "set sshd_v4_nets holds a network that overlaps it");
+        assert_eq!(done[4].taken, [net("203.0.113.0/26", Some(90))]);
+        let table = worker.firewall.table(true).unwrap().unwrap();
+        let held: Vec<String> =
+            table.standing().map(|ban| format!("{} {:?}", ban.target, ban.timeout.unwrap())).collect();
+        assert_eq!(held, ["192.0.2.0/24 60s", "203.0.113.0/26 90s"]);
+    }
+
+    #[test]
+    fn a_network_that_is_missed_does_not_come_back_into_one_that_took_it_over() {
+        let (mut worker, _answers) = worker(3);
+        worker.turn(&channel().1, 1, vec![net("192.0.2.0/24", Some(60))]);
+        let bans =
+            ["192.0.2.0/26", "192.0.0.0/16", "203.0.113.0/24"].map(|target| match net(target, Some(60)) {
+                Change::Ban(ban) => ban,
+                Change::Release { .. } => unreachable!(),
+            });
+        let strangers = worker.install(&layout(3), &Restore::Lost(bans.to_vec())).unwrap();
+        let text = |target: Target| target.to_string();
+        let strangers: Vec<String> = strangers.iter().map(|ban| text(ban.target)).collect();
+        assert_eq!(strangers, ["192.0.2.0/24"], "what is not believed is told");
+        let table = worker.firewall.table(false).unwrap().unwrap();
+        let held: Vec<String> = table.standing().map(|ban| text(ban.target)).collect();
+        assert_eq!(held, ["192.0.2.0/24", "203.0.113.0/24"]);
+    }
+
     #[test]
     fn what_was_over_before_it_was_asked_was_not_taken() {
         let (mut worker, mut answers) = worker(3);
@@ -377,5 +532,68 @@ mod tests {
         assert_eq!(standing(&mut worker), 2, "one that is made anew gets all that is believed");
         worker.install(&layout(4), &Restore::All(bans)).unwrap();
         assert_eq!(standing(&mut worker), 2);
+    }
+
+    fn bans(addresses: std::ops::Range<u8>) -> Vec<Ban> {
+        let ban = |change| match change {
+            Change::Ban(ban) => ban,
+            Change::Release { .. } => panic!(),
+        };
+        changes(addresses).into_iter().map(ban).collect()
+    }
+
+    fn sample(addresses: std::ops::Range<u8>, whole: bool) -> Sample {
+        let counts = BTreeMap::from([("sshd".parse().unwrap(), addresses.len())]);
+        Sample { bans: bans(addresses), counts, whole }
+    }
+
+    #[test]
+    fn an_audit_finds_what_nobody_told_of() {
+        let (mut worker, _answers) = worker(100);
+        worker.commit(&changes(0..9));
+        let audit = |worker: &mut Worker, whole| worker.audit(&layout(100), &sample(0..9, whole)).unwrap();
+        assert_eq!(audit(&mut worker, true), Damage::default());
+        let release = Change::Release { jail: "sshd".parse().unwrap(), target: bans(3..4)[0].target };
+        worker.commit(&[release]);
+        let damage = audit(&mut worker, true);
+        assert_eq!(damage.touched.len(), 1);
+        assert!(damage.missed && !damage.structure, "the kernel counts one too few");
+        let mut few = sample(4..9, false);
+        few.counts.clear();
+        assert_eq!(worker.audit(&layout(100), &few), Ok(Damage::default()));
+        few.bans.extend(bans(3..4));
+        assert!(worker.audit(&layout(100), &few).unwrap().missed, "where one is missing, others may be");
+        worker.install(&layout(100), &Restore::All(bans(0..9))).unwrap();
+        assert_eq!(audit(&mut worker, true), Damage::default());
+
+        worker.firewall = Box::new(Memory::default());
+        assert!(audit(&mut worker, true).structure);
+        worker.install(&layout(100), &Restore::Lost(bans(0..9))).unwrap();
+        assert_eq!(audit(&mut worker, true), Damage::default());
+        assert!(worker.audit(&layout(50), &sample(0..9, true)).unwrap().structure);
+
+        let owned = Layout { owned: true, ..layout(100) };
+        worker.install(&owned, &Restore::Lost(bans(0..9))).unwrap();
+        assert_eq!(worker.audit(&owned, &sample(0..9, true)), Ok(Damage::default()));
+    }
+
+    #[test]
+    fn an_audit_finds_timers_that_somebody_changed() {
+        let (mut worker, _answers) = worker(100);
+        let mut short = changes(0..1);
+        let Change::Ban(ban) = &mut short[0] else { panic!() };
+        ban.bantime = Bantime::For(Duration::from_secs(57));
+        worker.commit(&[short, changes(1..2)].concat());
+        let damage = worker.audit(&layout(100), &sample(0..2, true)).unwrap();
+        assert_eq!(
+            damage.touched.into_iter().map(|(_, target)| target).collect::<Vec<_>>(),
+            [bans(0..1)[0].target]
+        );
+        worker.install(&layout(100), &Restore::All(bans(0..2))).unwrap();
+        assert_eq!(worker.audit(&layout(100), &sample(0..2, true)), Ok(Damage::default()));
+        let mut over = sample(1..3, true);
+        over.counts.clear();
+        over.bans[1].at = now().minus(Duration::from_secs(59));
+        assert_eq!(worker.audit(&layout(100), &over), Ok(Damage::default()), "what ends soon may be gone");
     }
 }

@@ -2,18 +2,25 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::hash::{DefaultHasher, Hasher};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use jiff::tz::TimeZone;
+
+use crate::detect::skew::Skew;
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
-use crate::jail::allow::{Allow, is_unbannable};
+use crate::jail::allow::{Allow, is_internal};
 use crate::jail::{Jail, Terms, Verdict};
-use crate::model::{Ban, Change, Event, Failure, JailName, Memory, Target, Timestamp};
+use crate::model::{Ban, Bantime, Change, Event, Failure, JailName, Mark, Memory, Target, Timestamp};
+use crate::probe::{PROBED, Probes};
 
 /// Which jails listen to one source, and with which rules.
 pub struct Listener {
     pub jail: JailName,
     pub rule: Arc<Rule>,
+    /// The zone of the source, where the jail knows it.
+    pub zone: Option<TimeZone>,
 }
 
 /// What follows from an input: changes to ask the kernel for, and what to tell.
@@ -29,18 +36,34 @@ pub struct Engine {
     jails: Vec<Jail>,
     sources: Vec<Source>,
     never: Allow,
+    proxies: Allow,
     /// Whose failures or bans changed since they were last saved.
     unsaved: BTreeSet<(JailName, Target)>,
     paused: BTreeSet<JailName>,
-    /// A number that nobody outside knows, for what is left to chance.
+    /// A number that nobody outside knows, for what is left to chance and for marks.
     secret: u64,
+    probes: Probes,
 }
 
 struct Source {
     detector: Detector,
     /// For each rule of the detector, the index of its jail.
     jails: Vec<usize>,
+    proxied: Proxied,
+    /// The zone of its dates, where one of its listeners knows it.
+    zone: Option<TimeZone>,
 }
+
+/// How many failures of a source came in a row from those who only pass on what others send, and from whom the last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Proxied {
+    row: u32,
+    last: Option<IpAddr>,
+    told: bool,
+}
+
+/// A log in which so many failures in a row are those of proxies names no client at all.
+const PROXIED_ENOUGH: u32 = 20;
 
 impl Engine {
     /// `sources` are numbered by their order; each names jails of `terms`. `secret` is any number.
@@ -50,9 +73,11 @@ impl Engine {
             jails,
             sources: Vec::new(),
             never,
+            proxies: Allow::default(),
             unsaved: BTreeSet::new(),
             paused: BTreeSet::new(),
             secret,
+            probes: Probes::default(),
         };
         engine.listen(sources);
         engine
@@ -87,11 +112,12 @@ impl Engine {
         self.sources = sources
             .into_iter()
             .map(|listeners| {
+                let zone = listeners.iter().find_map(|listener| listener.zone.clone());
                 let (jails, rules) = listeners
                     .into_iter()
                     .filter_map(|listener| Some((place(&listener.jail)?, listener.rule)))
                     .unzip();
-                Source { detector: Detector::new(rules), jails }
+                Source { detector: Detector::new(rules), jails, zone, proxied: Proxied::default() }
             })
             .collect();
     }
@@ -103,6 +129,29 @@ impl Engine {
         }
     }
 
+    /// Who only passes on what others send. A log that shows nobody else is found out.
+    pub fn trust(&mut self, proxies: Allow) {
+        self.proxies = proxies;
+    }
+
+    /// The proxy that all failures of a source come from lately, if they do, and whether it is a trusted one.
+    pub fn proxied(&self, source: usize) -> Option<(IpAddr, bool)> {
+        let proxied = self.sources[source].proxied;
+        let addr = proxied.last.filter(|_| proxied.row >= PROXIED_ENOUGH)?;
+        Some((addr, self.proxies.covers(addr)))
+    }
+
+    /// The sources of which [`Engine::proxied`] has found so since the last call; each once.
+    pub fn take_proxied(&mut self) -> Vec<usize> {
+        let news = |(number, source): (usize, &mut Source)| {
+            let proxied = &mut source.proxied;
+            let found = proxied.row >= PROXIED_ENOUGH && !proxied.told;
+            proxied.told |= found;
+            found.then_some(number)
+        };
+        self.sources.iter_mut().enumerate().filter_map(news).collect()
+    }
+
     /// Whom no jail bans from now on. Bans of them are lifted, those on their way to the kernel as well, and of those
     /// whom their own jail spares.
     pub fn handle_never(&mut self, never: Allow) -> Outcome {
@@ -110,26 +159,32 @@ impl Engine {
         let mut out = Outcome::default();
         for jail in &self.jails {
             let spares = |target: &Target| {
-                self.never.covers(target.network()) || jail.terms().ignoreip.touches(target.net())
+                // The kernel lets those who are never banned pass before any ban, so only where all of a target are is
+                // its ban of no use; one jail's `ignoreip` has no such guard.
+                self.never.holds(target.net()) || jail.terms().ignoreip.touches(target.net())
             };
             let asked = jail.asked().filter(|target| jail.ban(*target).is_none());
             let held = jail.bans().map(|ban| ban.target).chain(asked);
-            let spared = held.filter(spares);
+            let spared = held.filter(spares).filter(|target| !jail.is_taken_over(*target));
             out.changes
                 .extend(spared.map(|target| Change::Release { jail: jail.terms().name.clone(), target }));
         }
         out
     }
 
-    /// Somebody asked the kernel for a change by hand.
-    pub fn handle_asked(&mut self, change: &Change) {
-        let Change::Ban(ban) = change else { return };
-        if let Some(jail) = self.jails.iter_mut().find(|jail| jail.terms().name == ban.jail) {
-            jail.note_asked(ban);
-        }
+    /// Somebody bans by hand: what to ask the kernel for, or why nobody is banned.
+    pub fn handle_ban(
+        &mut self,
+        name: &JailName,
+        targets: &[Target],
+        bantime: Bantime,
+        now: Timestamp,
+    ) -> Result<Vec<Change>, String> {
+        let jail = self.jails.iter_mut().find(|jail| jail.terms().name == *name);
+        jail.map_or(Ok(Vec::new()), |jail| jail.handle_ban(targets, bantime, now, &self.never))
     }
 
-    /// Judges one line of a source.
+    /// Judges one line of a source. Where the source has a zone of its own, it goes before the clock's.
     pub fn handle_line(
         &mut self,
         source: usize,
@@ -138,25 +193,101 @@ impl Engine {
         now: Timestamp,
         out: &mut Outcome,
     ) {
-        let mut failures = Vec::new();
-        let Source { detector, jails } = &mut self.sources[source];
-        detector.detect(text, clock, |rule, detected| {
-            let Detected::Failure(finding) = detected else { return };
-            let Finding { addr, at, weight, bantime, .. } = finding;
-            failures.push((jails[rule], Failure { addr, at: at.min(now), weight, bantime }));
-        });
-        for (jail, failure) in failures {
-            if !self.is_paused(&self.jails[jail].terms().name) {
-                self.judge(jail, &failure, now, out);
+        let mut heard = Vec::new();
+        let Source { detector, jails, zone, .. } = &mut self.sources[source];
+        let clock = match (clock, zone) {
+            (Clock::Written { now, .. }, Some(zone)) => Clock::Written { now, zone },
+            (clock, _) => clock,
+        };
+        detector.detect(text, clock, |rule, detected| heard.push((jails[rule], detected)));
+        for (jail, detected) in heard {
+            if matches!(&detected, Detected::Failure(finding) if self.meet_probe(jail, finding.addr, now, out))
+                || self.is_paused(&self.jails[jail].terms().name)
+            {
+                continue;
+            }
+            match detected {
+                Detected::Failure(finding) => {
+                    let counted = self.judge(jail, &self.failure(&finding, now), finding.user, now, out);
+                    let passes_on = self.proxies.covers(finding.addr) || is_internal(finding.addr);
+                    let proxied = &mut self.sources[source].proxied;
+                    proxied.row = if counted || !passes_on { 0 } else { proxied.row.saturating_add(1) };
+                    proxied.last = Some(finding.addr);
+                }
+                Detected::Success(finding) => {
+                    let Failure { addr, at, user, .. } = self.failure(&finding, now);
+                    let jail = &mut self.jails[jail];
+                    if jail.handle_success(addr, user, at, &self.never) {
+                        self.unsaved.insert((jail.terms().name.clone(), Target::of(addr)));
+                    }
+                }
+                Detected::Noted { .. } => {}
             }
         }
     }
 
+    /// A finding as a jail takes it: not of the future, and without text.
+    fn failure(&self, finding: &Finding, now: Timestamp) -> Failure {
+        let Finding { addr, at, user, weight, bantime, path, .. } = finding;
+        Failure {
+            addr: *addr,
+            at: now.min(*at),
+            weight: *weight,
+            bantime: *bantime,
+            user: user.as_ref().map(|user| mark(self.secret, user.as_bytes())),
+            path: path.as_ref().map(|path| mark(self.secret, path)),
+        }
+    }
+
+    /// Waits for a failure of an address that nobody real has, in this jail, and says which address. The line that
+    /// shows it bans it for [`PROBE_BANTIME`](crate::probe::PROBE_BANTIME); neither is counted, told or saved.
+    pub fn handle_probe(&mut self, name: &JailName, now: Timestamp) -> Result<IpAddr, String> {
+        if self.is_paused(name) {
+            return Err("it is paused".to_owned());
+        }
+        let is_free = |addr: &Ipv4Addr| {
+            let target = Target::of((*addr).into());
+            let stands = |jail: &Jail| jail.ban(target).is_some() || jail.banned_around(target).is_some();
+            self.jail(name).is_some_and(|jail| !stands(jail) && jail.spared_in(target, &self.never).is_none())
+        };
+        let Some(addr) = PROBED.into_iter().find(is_free) else {
+            return Err(format!(
+                "{PROBED:?} are all in ignoreip, or banned: one must be free for the self-test"
+            ));
+        };
+        self.probes.expect(name.clone(), Target::of(addr.into()), now);
+        Ok(addr.into())
+    }
+
+    /// Whether a failure is a self-test's. It bans in the jail that waits for it, and counts in no other.
+    fn meet_probe(&mut self, jail: usize, addr: IpAddr, now: Timestamp, out: &mut Outcome) -> bool {
+        let met = self.probes.meet(&self.jails[jail].terms().name, Target::of(addr), now);
+        out.changes.extend(met.iter().flatten().cloned().map(Change::Ban));
+        met.is_some()
+    }
+
+    /// What the kernel took without what self-tests asked for, which is not believed, told or saved.
+    pub fn without_probes(&self, taken: Vec<Change>) -> Vec<Change> {
+        self.probes.without(taken)
+    }
+
+    /// Compares the date of a line that arrived just now with the clock; whether something new is found. `zone` is
+    /// this host's, for sources without one of their own.
+    pub fn compare_clocks(&mut self, source: usize, text: &[u8], now: Timestamp, zone: &TimeZone) -> bool {
+        let source = &mut self.sources[source];
+        source.detector.compare_clocks(text, now, source.zone.as_ref().unwrap_or(zone))
+    }
+
+    /// How the dates of a source differ from the clock.
+    pub fn skew(&self, source: usize) -> Option<Skew> {
+        self.sources[source].detector.skew()
+    }
+
     /// Counts a failure that no log showed, as if one had.
     pub fn handle_attempt(&mut self, jail: &JailName, addr: IpAddr, now: Timestamp, out: &mut Outcome) {
-        let failure = Failure { addr: addr.to_canonical(), at: now, weight: 1, bantime: None };
+        let failure = anonymous(addr.to_canonical(), now);
         if let Some(index) = self.jails.iter().position(|held| held.terms().name == *jail) {
-            self.judge(index, &failure, now, out);
+            self.judge(index, &failure, None, now, out);
         }
     }
 
@@ -173,7 +304,8 @@ impl Engine {
         self.paused.contains(jail)
     }
 
-    /// The kernel took a change. A new ban is a failure in the jails that hear bans, but for those of their kind.
+    /// The kernel took a change. A new ban of an address is a failure in the jails that hear bans, but for those of
+    /// their kind, and may be the last straw for its network.
     pub fn handle_taken(&mut self, change: &Change, now: Timestamp, out: &mut Outcome) {
         let Some(index) = self.jails.iter().position(|jail| jail.terms().name == *change.jail()) else {
             return;
@@ -181,20 +313,25 @@ impl Engine {
         let held = matches!(change, Change::Ban(ban) if self.jails[index].ban(ban.target) == Some(ban));
         let new = self.jails[index].handle_taken(change);
         self.unsaved.insert((change.jail().clone(), change.target()));
-        out.events.push(match change.clone() {
-            Change::Ban(ban) if held => Event::PutBack { ban },
-            Change::Ban(ban) if new => Event::Banned { ban },
-            Change::Ban(ban) => Event::Extended { ban },
-            Change::Release { jail, target } => Event::Released { jail, target },
+        out.events.extend(match change.clone() {
+            Change::Ban(ban) if held => Some(Event::PutBack { ban }),
+            Change::Ban(ban) if new => Some(Event::Banned { ban }),
+            Change::Ban(ban) => Some(Event::Extended { ban }),
+            // What is told is the ban that takes its place.
+            Change::Release { target, .. } if self.jails[index].is_taken_over(target) => None,
+            Change::Release { jail, target } => Some(Event::Released { jail, target }),
         });
         let Change::Ban(ban) = change else { return };
-        if new && !self.jails[index].terms().hears_bans {
-            let failure =
-                Failure { addr: ban.target.network(), at: ban.at.min(now), weight: 1, bantime: None };
+        if !new || ban.target.is_network() {
+            return;
+        }
+        out.changes.extend(self.jails[index].handle_neighbour(ban, &self.never, now));
+        if !self.jails[index].terms().hears_bans {
+            let failure = anonymous(ban.target.network(), ban.at.min(now));
             for listener in 0..self.jails.len() {
                 let terms = self.jails[listener].terms();
                 if terms.hears_bans && !self.is_paused(&terms.name) {
-                    self.judge(listener, &failure, now, out);
+                    self.judge(listener, &failure, None, now, out);
                 }
             }
         }
@@ -220,7 +357,7 @@ impl Engine {
 
     /// Somebody else, named in words, put a ban into the kernel. It is believed, unless its end is known better.
     pub fn adopt(&mut self, ban: Ban, by: &str, out: &mut Outcome) {
-        let known = self.jail(&ban.jail).is_none_or(|jail| jail.ban(ban.target).is_some());
+        let known = self.jail(&ban.jail).is_none_or(|jail| jail.knows(&ban));
         if !known {
             self.restore(ban.clone());
             out.events.push(Event::Adopted { ban, by: by.to_owned() });
@@ -228,11 +365,9 @@ impl Engine {
     }
 
     /// What was saved of a target counts on.
-    pub fn restore_memory(&mut self, (jail, target, times, offender): Memory) {
-        let Some(jail) = self.jails.iter_mut().find(|held| held.terms().name == jail) else { return };
-        jail.window_mut().restore(target, times);
-        if let Some((count, last)) = offender {
-            jail.restore_offender(target, count, last);
+    pub fn restore_memory(&mut self, memory: Memory) {
+        if let Some(jail) = self.jails.iter_mut().find(|held| held.terms().name == memory.jail) {
+            jail.restore_memory(memory);
         }
     }
 
@@ -248,20 +383,6 @@ impl Engine {
         }
     }
 
-    /// Why this jail never bans this target; none where it may.
-    pub fn spares(&self, jail: &JailName, target: Target) -> Option<&'static str> {
-        let ignored = |jail: &Jail| jail.terms().ignoreip.touches(target.net());
-        if is_unbannable(target.network()) {
-            Some("no remote host can have such an address")
-        } else if self.never.touches(target.net()) {
-            Some("it is in ignoreip, or the host itself, its gateway, resolver or local network")
-        } else if self.jail(jail).is_some_and(ignored) {
-            Some("it is in the jail's ignoreip")
-        } else {
-            None
-        }
-    }
-
     pub fn jails(&self) -> &[Jail] {
         &self.jails
     }
@@ -273,33 +394,44 @@ impl Engine {
     /// What changed since the last call, as it is now.
     pub fn take_unsaved(&mut self) -> Vec<Memory> {
         let unsaved = std::mem::take(&mut self.unsaved);
-        let memory = |(name, target): (JailName, Target)| {
-            let jail = self.jail(&name);
-            let times = jail.map_or(&[][..], |jail| jail.window().times(target)).to_vec();
-            let offender = jail.and_then(|jail| jail.offender(target));
-            (name, target, times, offender)
-        };
-        unsaved.into_iter().map(memory).collect()
+        let memory = |(name, target): (JailName, Target)| Some(self.jail(&name)?.memory(target));
+        unsaved.into_iter().filter_map(memory).collect()
     }
 
-    fn judge(&mut self, index: usize, failure: &Failure, now: Timestamp, out: &mut Outcome) {
+    /// `user` is who the failure was as, where it is known. False where the address may not be banned, and nothing was
+    /// counted.
+    fn judge(
+        &mut self,
+        index: usize,
+        failure: &Failure,
+        user: Option<String>,
+        now: Timestamp,
+        out: &mut Outcome,
+    ) -> bool {
         let target = Target::of(failure.addr);
         let elsewhere = self.banned_elsewhere(index, target, failure.at);
         let chance = chance(self.secret, target, failure.at);
         let jail = &mut self.jails[index];
         let name = jail.terms().name.clone();
-        let (addr, at, maxretry) = (failure.addr, failure.at, jail.terms().maxretry);
+        let (addr, at, maxretry) = (failure.addr, failure.at, jail.maxretry(failure));
         let verdict = jail.handle_failure(failure, &self.never, elsewhere, chance);
         if verdict != Verdict::Ignored {
             self.unsaved.insert((name.clone(), target));
         }
-        let (count, ban) = match verdict {
-            Verdict::Ignored => return out.events.push(Event::Ignored { jail: name, addr }),
-            Verdict::Counted(count) => (count, None),
-            Verdict::Standing => (maxretry, None),
-            Verdict::Ban(ban) => (maxretry, Some(ban)),
+        let (count, ban, series) = match verdict {
+            Verdict::Ignored => {
+                out.events.push(Event::Ignored { jail: name, addr });
+                return false;
+            }
+            Verdict::Counted(count) => (count, None, None),
+            Verdict::Standing => (maxretry, None, None),
+            Verdict::Ban(ban) => (maxretry, Some(ban), None),
+            Verdict::Series(ban, addrs) => (maxretry, Some(ban), user.map(|user| (user, addrs))),
         };
-        out.events.push(Event::Failed { jail: name, addr, at, count, maxretry });
+        out.events.push(Event::Failed { jail: name.clone(), addr, at, count, maxretry });
+        if let Some((user, addrs)) = series {
+            out.events.push(Event::Series { jail: name, addr, user, addrs });
+        }
         match ban {
             Some(ban) if ban.end().is_some_and(|end| end <= now) => {
                 jail.handle_refused(&Change::Ban(ban.clone()));
@@ -308,6 +440,7 @@ impl Engine {
             Some(ban) => out.changes.push(Change::Ban(ban)),
             None => {}
         }
+        true
     }
 
     /// How often other jails banned a target, for a jail that wants to know.
@@ -319,6 +452,19 @@ impl Engine {
         let others = self.jails.iter().enumerate().filter(|(other, _)| *other != index);
         others.map(|(_, jail)| jail.earlier_bans(target, at)).sum()
     }
+}
+
+/// A failure of which only the address is known.
+fn anonymous(addr: IpAddr, at: Timestamp) -> Failure {
+    Failure { addr, at, weight: 1, bantime: None, user: None, path: None }
+}
+
+/// Whoever does not know the secret finds no two texts with the same mark.
+fn mark(secret: u64, text: &[u8]) -> Mark {
+    let mut hasher = DefaultHasher::new();
+    hasher.write_u64(secret);
+    hasher.write(text);
+    Mark::new(hasher.finish()).unwrap_or(Mark::MIN)
 }
 
 /// A number that looks random to whoever does not know the secret (SplitMix64's finaliser over all three).
@@ -335,4 +481,95 @@ fn chance(secret: u64, target: Target, at: Timestamp) -> u64 {
         mixed ^= mixed >> 31;
     }
     mixed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::Library;
+    use crate::model::Bantime;
+    use crate::probe::{PROBE_BANTIME, PROBE_PATIENCE};
+    use std::time::Duration;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+
+    fn engine() -> Engine {
+        let rule = Arc::new(Library::shipped().compile("sshd", None).unwrap());
+        let terms = |name: &str| Terms {
+            name: name.parse().unwrap(),
+            maxretry: 1,
+            findtime: Duration::from_secs(600),
+            bantime: Bantime::Forever,
+            distinct: false,
+            user_addrs: None,
+            friend_for: None,
+            increment: None,
+            ignoreip: Allow::default(),
+            hears_bans: name == "recidive",
+            prefix: None,
+        };
+        let listeners =
+            ["a", "b"].map(|jail| Listener { jail: jail.parse().unwrap(), rule: rule.clone(), zone: None });
+        let terms = ["a", "b", "recidive"].map(terms).into();
+        Engine::new(terms, vec![listeners.into()], Allow::default(), 0)
+    }
+
+    fn read(engine: &mut Engine, addr: IpAddr, now: Timestamp) -> Outcome {
+        let mut out = Outcome::default();
+        let line = format!("sshd[1]: Failed password for root from {addr} port 4242 ssh2");
+        engine.handle_line(0, line.as_bytes(), Clock::Arrived(now), now, &mut out);
+        out
+    }
+
+    #[test]
+    fn a_self_test_bans_once_in_its_jail_and_counts_nowhere() {
+        let mut engine = engine();
+        let jail: JailName = "a".parse().unwrap();
+        let addr = engine.handle_probe(&jail, NOW).unwrap();
+        let out = read(&mut engine, addr, NOW);
+        assert_eq!(out.events, []);
+        let [Change::Ban(ban)] = &out.changes[..] else { panic!("{out:?}") };
+        assert_eq!((&ban.jail, ban.end()), (&jail, Some(NOW.plus(PROBE_BANTIME))));
+        assert_eq!(engine.without_probes(out.changes), []);
+        assert_eq!(read(&mut engine, addr, NOW), Outcome::default(), "the line was met");
+        assert_eq!(engine.take_unsaved(), []);
+        assert!(engine.jails().iter().all(|jail| jail.failed_total() == 0));
+
+        let late = read(&mut engine, addr, NOW.plus(PROBE_PATIENCE));
+        assert_eq!(late.changes.len(), 2, "later it is an address like any other");
+        assert_eq!(engine.without_probes(late.changes.clone()), late.changes);
+    }
+
+    #[test]
+    fn a_self_test_takes_nobody_who_is_banned_or_spared() {
+        let mut engine = engine();
+        let jail: JailName = "a".parse().unwrap();
+        let target = Target::of(PROBED[0].into());
+        engine.restore(Ban { jail: jail.clone(), target, at: NOW, bantime: Bantime::Forever });
+        assert_eq!(engine.handle_probe(&jail, NOW), Ok(PROBED[1].into()));
+        let _ = engine.handle_never(Allow::new(&["198.51.100.0/24".parse().unwrap()]));
+        assert_eq!(engine.handle_probe(&jail, NOW), Ok(PROBED[2].into()));
+        engine.handle_pause(&jail, true);
+        assert!(engine.handle_probe(&jail, NOW).is_err());
+    }
+
+    #[test]
+    fn a_source_is_read_and_compared_in_its_own_zone() {
+        let rule = Arc::new(Library::shipped().compile("sshd", None).unwrap());
+        let jail: JailName = "sshd".parse().unwrap();
+        let listener = |zone| vec![Listener { jail: jail.clone(), rule: rule.clone(), zone }];
+        let sources = vec![listener(None), listener(Some(TimeZone::UTC))];
+        let mut engine = Engine::new(Vec::new(), sources, Allow::default(), 0);
+        let host = TimeZone::fixed(jiff::tz::offset(2));
+        let mut news = [0, 0];
+        for minute in 0..30 {
+            let now = Timestamp::from_millis(1_795_255_200_000 + 60_000 * minute);
+            let line = format!("Nov 21 10:{minute:02}:00 h sshd[1]: x");
+            for (source, news) in news.iter_mut().enumerate() {
+                *news += u32::from(engine.compare_clocks(source, line.as_bytes(), now, &host));
+            }
+        }
+        assert_eq!(news, [1, 0]);
+        assert_eq!([0, 1].map(|source| engine.skew(source).map(|skew| skew.ahead_s)), [Some(-7200), None]);
+    }
 }

@@ -7,15 +7,19 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
+use jiff::tz::{Offset, TimeZone};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
+use netlink_packet_route::tc::{TcAttribute, TcMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::model::{Protocol, Timestamp};
 use crate::netlink;
@@ -32,6 +36,40 @@ pub fn set_clock_offset(seconds: i64) {
 pub fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_millis(since.as_millis() as i64 + CLOCK_OFFSET_MS.load(Ordering::Relaxed))
+}
+
+/// How long this machine is awake: for measuring, since nobody sets it.
+pub fn awake() -> Duration {
+    let time = clock_gettime(ClockId::Monotonic);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
+
+/// A zone by its name in the zone database (IANA), or by its offset, as in `+02:00` or `-0330`. What it is not, told
+/// with the names there are.
+pub fn zone(text: &str) -> Result<TimeZone, Vec<String>> {
+    if let Some(offset) = offset(text) {
+        return Ok(TimeZone::fixed(offset));
+    }
+    let names = || jiff::tz::db().available().map(|name| name.as_str().to_owned());
+    match text {
+        "UTC" | "Z" => Ok(TimeZone::UTC),
+        _ => TimeZone::get(text).map_err(|_| names().chain(["UTC".to_owned()]).collect()),
+    }
+}
+
+fn offset(text: &str) -> Option<Offset> {
+    let (sign, rest) = match text.split_at_checked(1)? {
+        ("+", rest) => (1, rest),
+        ("-", rest) => (-1, rest),
+        _ => return None,
+    };
+    let digits = if rest.len() == 5 { rest.replacen(':', "", 1) } else { rest.to_owned() };
+    let is_number = digits.len() == 4 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number: i32 = digits.parse().ok().filter(|_| is_number)?;
+    let (hours, minutes) = (number / 100, number % 100);
+    // The zones there are (IANA): from UTC-12 to UTC+14.
+    let is_zone = hours <= 14 && minutes < 60;
+    Offset::from_seconds(sign * (hours * 3600 + minutes * 60)).ok().filter(|_| is_zone)
 }
 
 /// A number that nobody else knows, another one in each process.
@@ -152,6 +190,77 @@ fn hops(attributes: &[RouteAttribute]) -> Vec<IpAddr> {
         }
     }
     hops
+}
+
+/// What matters of an interface to whoever wants to see all packets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    pub name: String,
+    /// A bridge.
+    pub is_bridge: bool,
+    /// Its packets come and go on another interface, past the hooks of that: macvlan, ipvlan and their taps.
+    pub has_own_stack: bool,
+    /// The bridge or bond that it belongs to, where it is no virtual one.
+    pub joins: Option<String>,
+    /// An XDP program looks at its packets first.
+    pub has_xdp: bool,
+    /// Programs of traffic control may look at its packets first (`clsact`, `ingress`).
+    pub has_tc: bool,
+}
+
+/// The interfaces of this network namespace.
+pub fn links() -> io::Result<Vec<Link>> {
+    let question = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+    let is_early = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "clsact" || kind == "ingress");
+    let early = netlink::dump(question, |answer| match answer {
+        RouteNetlinkMessage::NewQueueDiscipline(tc) if tc.attributes.iter().any(is_early) => {
+            u32::try_from(tc.header.index).ok()
+        }
+        _ => None,
+    })?;
+    let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let read: Vec<(u32, Option<u32>, Link)> = netlink::dump(question, |answer| match answer {
+        RouteNetlinkMessage::NewLink(message) => {
+            let index = message.header.index;
+            let (link, controller) = link(&message.attributes);
+            Some((index, controller, Link { has_tc: early.contains(&index), ..link }))
+        }
+        _ => None,
+    })?;
+    let name = |wanted: u32| {
+        let (.., link) = read.iter().find(|(index, ..)| *index == wanted)?;
+        Some(link.name.clone())
+    };
+    let links =
+        read.iter().map(|(_, controller, link)| Link { joins: controller.and_then(name), ..link.clone() });
+    Ok(links.collect())
+}
+
+/// An interface, and the number of what it belongs to, where it is no virtual one.
+fn link(attributes: &[LinkAttribute]) -> (Link, Option<u32>) {
+    let (mut link, mut controller, mut is_virtual) = (Link::default(), None, false);
+    for attribute in attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name.clone(),
+            LinkAttribute::Controller(index) => controller = Some(*index),
+            LinkAttribute::Xdp(xdp) => {
+                link.has_xdp = xdp.iter().any(|xdp| matches!(xdp, LinkXdp::ProgId(_)));
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    let LinkInfo::Kind(kind) = info else { continue };
+                    is_virtual = true;
+                    link.is_bridge = *kind == InfoKind::Bridge;
+                    link.has_own_stack = matches!(
+                        kind,
+                        InfoKind::MacVlan | InfoKind::MacVtap | InfoKind::IpVlan | InfoKind::IpVtap
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+    (link, controller.filter(|_| !is_virtual))
 }
 
 /// The name servers of resolv.conf(5); none where it cannot be read.

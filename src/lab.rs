@@ -164,7 +164,7 @@ fn lay_cable(attacker: &fs::File) -> io::Result<()> {
     Ok(())
 }
 
-fn link_index(name: &str) -> io::Result<u32> {
+pub(crate) fn link_index(name: &str) -> io::Result<u32> {
     let named = |link: &LinkMessage| {
         link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::IfName(is) if is == name))
     };
@@ -176,7 +176,7 @@ fn link_index(name: &str) -> io::Result<u32> {
     found.first().copied().ok_or_else(|| io::Error::other(format!("there is no interface {name}")))
 }
 
-fn set_up(index: u32) -> io::Result<()> {
+pub(crate) fn set_up(index: u32) -> io::Result<()> {
     let mut link = LinkMessage::default();
     link.header.index = index;
     link.header.flags = LinkFlags::Up;

@@ -76,6 +76,15 @@ impl FromStr for Entry {
 }
 
 impl Entry {
+    /// What it is where it does not say so itself: `file:/path` or the name of a host.
+    pub fn elsewhere(&self) -> Option<String> {
+        match self {
+            Entry::Nets(_) => None,
+            Entry::Of(Source::File(path)) => Some(format!("file:{}", path.display())),
+            Entry::Of(Source::Name(name)) => Some(name.clone()),
+        }
+    }
+
     /// The file that it names, if it names one.
     pub fn file(&self) -> Option<&Path> {
         match self {
@@ -95,14 +104,21 @@ fn nets(text: &str) -> Result<Vec<IpNet>, String> {
         return range(first, last)
             .ok_or_else(|| format!("\"{text}\" does not go from a lower address to a higher"));
     }
-    let net = text.parse::<IpNet>().ok().or_else(|| addr(text).map(IpNet::from)).ok_or_else(|| {
-        format!(
-            "\"{text}\" is neither an address nor a network such as 192.0.2.0/24, nor a range such as \
-             192.0.2.10-192.0.2.20"
-        )
-    })?;
+    match net(text) {
+        Ok(net) => Ok(vec![net]),
+        Err(why) if text.contains('/') => Err(why),
+        Err(why) => Err(why + ", nor a range such as 192.0.2.10-192.0.2.20"),
+    }
+}
+
+/// An address or a network; an IPv4 address in IPv6 clothes counts as what it is.
+pub fn net(text: &str) -> Result<IpNet, String> {
+    let addr = || text.trim().parse::<IpAddr>().ok().map(|addr| IpNet::from(addr.to_canonical()));
+    let net = text.parse::<IpNet>().ok().or_else(addr);
+    let net =
+        net.ok_or_else(|| format!("\"{text}\" is neither an address nor a network such as 192.0.2.0/24"))?;
     match net.trunc() == net {
-        true => Ok(vec![net]),
+        true => Ok(net),
         false => Err(format!("{net} has bits beyond its prefix: write {}", net.trunc())),
     }
 }
@@ -245,7 +261,7 @@ impl Known {
                     Source::Name(name) => name.clone(),
                 };
                 let still = if kept.nets.is_empty() { "" } else { "; what it said before holds on" };
-                let trouble = format!("ignoreip: {place}: {why}{still}");
+                let trouble = format!("never banned: {place}: {why}{still}");
                 if kept.trouble.as_ref() != Some(&trouble) {
                     tracing::warn!("{trouble}");
                 }
@@ -476,7 +492,7 @@ mod tests {
         let mut known = Known::new(&entries);
         assert_eq!(known.nets(&entries), ["192.0.2.1/32".parse().unwrap()]);
         assert!(!known.learn((name.clone(), Err("no such name".to_owned()))));
-        assert_eq!(known.troubles().collect::<Vec<_>>(), ["ignoreip: office.example.org: no such name"]);
+        assert_eq!(known.troubles().collect::<Vec<_>>(), ["never banned: office.example.org: no such name"]);
         assert!(known.learn((name.clone(), Ok(vec![office]))));
         assert!(!known.learn((name.clone(), Ok(vec![office]))), "nothing new");
         assert_eq!(known.troubles().count(), 0);

@@ -4,17 +4,21 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use serde::Deserialize;
 
 use crate::acquire::place::Place;
 use crate::detect::{Library, NORMAL};
-use crate::host::Services;
+use crate::host::{self, Services};
 use crate::jail::FORGET;
 use crate::jail::bantime::{Growth, Increment};
-use crate::model::{Bantime, Block, Hook, JailName, Kill, Span, plain};
+use crate::jail::friend::FRIEND_FOR;
+use crate::jail::prefix::PrefixLaw;
+use crate::model::{Bantime, Block, Hook, JailName, Kill, Span, Target, plain};
 use crate::never::{self, Entry};
 use crate::ports;
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
@@ -25,6 +29,17 @@ const MAXTIME: Duration = Duration::from_secs(35 * 86_400);
 const MAXRETRY_MAX: u32 = 1_000;
 /// The most elements that one set may be told to hold.
 const CAPACITY_MAX: u32 = 1 << 24;
+
+/// The most addresses that a series may be told to begin after: each is remembered for each user.
+const USER_ADDRS_MAX: u32 = 64;
+/// A series begins after so many addresses where nothing is said.
+const USER_ADDRS: u32 = 8;
+/// How many banned addresses of a network ban it, and within which time, where nothing is said: more than chance or a
+/// few infected customers behind one carrier-grade NAT bring about, a sixteenth of a /24.
+const PREFIX_OFFENDERS: u32 = 16;
+const PREFIX_FINDTIME: Duration = Duration::from_secs(86_400);
+/// The most that a jail may ask for.
+const PREFIX_OFFENDERS_MAX: u32 = 10_000;
 
 /// One file as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -42,17 +57,110 @@ pub struct Keys {
     pub rule: Option<Spanned<String>>,
     pub mode: Option<Spanned<String>>,
     pub logpath: Option<Many<Place>>,
+    pub command: Option<Spanned<Many<String>>>,
     pub port: Option<Spanned<Many<String>>>,
     pub maxretry: Option<Spanned<u32>>,
     pub findtime: Option<Text<Span>>,
     pub bantime: Option<Text<Bantime>>,
     pub increment: Option<Spanned<IncrementKeys>>,
     pub ignoreip: Option<Spanned<Many<Entry>>>,
+    pub trusted_proxies: Option<Spanned<Many<Entry>>>,
     pub ban_local: Option<Spanned<bool>>,
+    pub owner: Option<Spanned<bool>>,
     pub block: Option<Block>,
     pub kill: Option<Kill>,
     pub hook: Option<Spanned<Many<Hook>>>,
     pub capacity: Option<Spanned<u32>>,
+    pub friend_for: Option<Text<FriendFor>>,
+    pub count_by: Option<Spanned<Many<CountBy>>>,
+    pub user_addrs: Option<Spanned<u32>>,
+    pub distinct: Option<Spanned<Distinct>>,
+    pub tz: Option<Spanned<String>>,
+    pub prefix: Option<Spanned<PrefixKeys>>,
+}
+
+/// How long a log-in makes a friend; none where it never does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FriendFor(Option<Duration>);
+
+impl FromStr for FriendFor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "never" => Ok(FriendFor(None)),
+            _ => Ok(FriendFor(Some(text.parse::<Span>().map_err(|error| format!("{error}, or never"))?.0))),
+        }
+    }
+}
+
+/// By what a jail counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CountBy {
+    /// Failures of an address.
+    Addr,
+    /// Addresses that try the same user.
+    User,
+    /// Banned addresses of a network.
+    Prefix,
+}
+
+impl FromStr for CountBy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "addr" => Ok(CountBy::Addr),
+            "user" => Ok(CountBy::User),
+            "prefix" => Ok(CountBy::Prefix),
+            _ => Err(yaml::unknown("word", text, &["addr", "user", "prefix"])),
+        }
+    }
+}
+
+/// Failures that are alike in this count as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Distinct {
+    Path,
+}
+
+/// When whole networks are banned, as it is written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrefixKeys {
+    v4: Option<Many<u8>>,
+    v6: Option<Many<u8>>,
+    offenders: Option<u32>,
+    findtime: Option<Text<Span>>,
+    force: Option<bool>,
+}
+
+impl PrefixKeys {
+    pub fn law(&self) -> Result<PrefixLaw, String> {
+        let lengths = |key: &Option<Many<u8>>, otherwise: &[u8]| {
+            key.as_ref().map_or_else(|| otherwise.to_vec(), |lengths| lengths.0.clone())
+        };
+        let (v4, v6) = (lengths(&self.v4, &[24]), lengths(&self.v6, &[56, 48]));
+        let hosts = ["192.0.2.1", "2001:db8::1"].map(|addr| Target::of(addr.parse().expect("an address")));
+        for (lengths, host) in [(&v4, hosts[0]), (&v6, hosts[1])] {
+            for length in lengths {
+                let wrong = match host.within(*length) {
+                    None => "no network that can be banned: v4 is from 8 to 31, v6 from 16 to 63",
+                    Some(net) if net.needs_force() && self.force != Some(true) => {
+                        "wider than /16 (v6: /32): add force: true if you mean it"
+                    }
+                    Some(_) => continue,
+                };
+                return Err(format!("/{length} is {wrong}"));
+            }
+        }
+        let offenders = self.offenders.unwrap_or(PREFIX_OFFENDERS);
+        if !(2..=PREFIX_OFFENDERS_MAX).contains(&offenders) {
+            return Err(format!("offenders must be from 2 to {PREFIX_OFFENDERS_MAX}"));
+        }
+        Ok(PrefixLaw { v4, v6, offenders, findtime: self.findtime.map_or(PREFIX_FINDTIME, |span| span.0.0) })
+    }
 }
 
 /// How bans grow, as it is written.
@@ -89,6 +197,20 @@ impl IncrementKeys {
     }
 }
 
+/// What is wrong with the words of a command; empty where nothing is.
+fn misread(words: &[String]) -> &'static str {
+    match words {
+        [] => "name a program and its arguments: [podman, logs, --follow, web]",
+        [only] if only.contains(char::is_whitespace) => {
+            "no shell reads this: write each word by itself, as [podman, logs, --follow, web]"
+        }
+        words if words[0].is_empty() || words.iter().any(|word| word.contains('\0')) => {
+            "no program can be called so"
+        }
+        _ => "",
+    }
+}
+
 /// The text of a file, kept for pointing at it.
 pub type Source = Arc<(String, String)>;
 
@@ -103,6 +225,9 @@ pub struct JailSheet {
 #[derive(Debug, Default)]
 pub struct Sheet {
     pub defaults: Keys,
+    /// Where `ignoreip` and `trusted_proxies` of the defaults are written: `FILE:LINE`.
+    pub ignoreip_at: Option<String>,
+    pub trusted_at: Option<String>,
     /// None: no file has a `jails` key, and the built-in sshd jail serves.
     pub jails: Option<BTreeMap<JailName, JailSheet>>,
 }
@@ -126,21 +251,34 @@ impl Sheet {
                 .collect::<BTreeMap<_, _>>()
         });
         let mut faults = defaults.faults(None, &source, library, services);
-        for key in [&defaults.rule, &defaults.mode].into_iter().flatten() {
-            faults.push(fault(&source, key.defined, "this belongs to a jail, not to defaults"));
+        let rule = defaults.rule.as_ref().map(|key| key.defined);
+        let mode = defaults.mode.as_ref().map(|key| key.defined);
+        let distinct = defaults.distinct.as_ref().map(|key| key.defined);
+        let command = defaults.command.as_ref().map(|key| key.defined);
+        for place in [rule, mode, distinct, command].into_iter().flatten() {
+            faults.push(fault(&source, place, "this belongs to a jail, not to defaults"));
         }
         for (name, jail) in jails.iter().flatten() {
-            if let Some(key) = &jail.keys.ban_local {
-                faults.push(fault(&source, key.defined, "this belongs to defaults, not to a jail"));
+            let ban_local = jail.keys.ban_local.as_ref().map(|key| key.defined);
+            let proxies = jail.keys.trusted_proxies.as_ref().map(|key| key.defined);
+            let owner = jail.keys.owner.as_ref().map(|key| key.defined);
+            for place in ban_local.into_iter().chain(proxies).chain(owner) {
+                faults.push(fault(&source, place, "this belongs to defaults, not to a jail"));
             }
             faults.extend(jail.keys.faults(Some(name), &source, library, services));
         }
-        if faults.is_empty() { Ok(Sheet { defaults, jails }) } else { Err(faults) }
+        let at = |key: &Option<Spanned<_>>| {
+            key.as_ref().map(|key: &Spanned<Many<Entry>>| format!("{}:{}", source.0, key.defined.line()))
+        };
+        let (ignoreip_at, trusted_at) = (at(&defaults.ignoreip), at(&defaults.trusted_proxies));
+        if faults.is_empty() { Ok(Sheet { defaults, ignoreip_at, trusted_at, jails }) } else { Err(faults) }
     }
 
     /// Lays a later file over this one.
     pub fn absorb(&mut self, later: Sheet) {
         self.defaults = later.defaults.over(&self.defaults);
+        self.ignoreip_at = later.ignoreip_at.or(self.ignoreip_at.take());
+        self.trusted_at = later.trusted_at.or(self.trusted_at.take());
         let Some(jails) = later.jails else { return };
         let mine = self.jails.get_or_insert_default();
         for (name, jail) in jails {
@@ -160,6 +298,15 @@ pub fn fault(source: &Source, place: Location, message: impl Into<String>) -> Fa
 
 pub fn unreadable(path: &Path, error: &io::Error) -> Fault {
     Fault::whole(&path.display().to_string(), format!("cannot be read: {}", plain(error)))
+}
+
+/// The zone that `tz` names, or why there is none.
+pub fn zone(text: &str) -> Result<TimeZone, String> {
+    host::zone(text).map_err(|names| {
+        let near = yaml::near(text, &names).map(|near| format!(": did you mean {near}?"));
+        let ways = ": write a name such as Europe/Berlin (where tzdata is installed), UTC, or an offset such as +02:00";
+        format!("unknown time zone \"{}\"{}", text.escape_debug(), near.unwrap_or_else(|| ways.to_owned()))
+    })
 }
 
 impl Keys {
@@ -195,19 +342,41 @@ impl Keys {
         if let Some(hook) = self.hook.as_ref().filter(|hook| hook.value.0.is_empty()) {
             faults.push(fault(source, hook.defined, "name one: prerouting, input or forward"));
         }
+        if let Some(tz) = &self.tz
+            && let Err(message) = zone(&tz.value)
+        {
+            faults.push(fault(source, tz.defined, message));
+        }
+        if let Some(command) = &self.command {
+            let misread = misread(&command.value.0);
+            if !misread.is_empty() {
+                faults.push(fault(source, command.defined, misread));
+            }
+        }
         if let Some(increment) = &self.increment
             && let Err(message) = increment.value.increment()
         {
             faults.push(fault(source, increment.defined, message));
         }
-        for list in self.ignoreip().filter_map(Entry::file) {
-            let place = self.ignoreip.as_ref().map_or(Location::UNKNOWN, |key| key.defined);
-            faults.extend(never::read(list).err().into_iter().flatten().map(|wrong| match wrong.line {
-                0 => fault(source, place, format!("{}: {}", wrong.file, wrong.message)),
+        for key in [&self.ignoreip, &self.trusted_proxies].into_iter().flatten() {
+            let wrong = key.value.0.iter().filter_map(Entry::file).flat_map(|list| never::read(list).err());
+            faults.extend(wrong.flatten().map(|wrong| match wrong.line {
+                0 => fault(source, key.defined, format!("{}: {}", wrong.file, wrong.message)),
                 _ => wrong,
             }));
         }
-        for (key, most) in [(&self.maxretry, MAXRETRY_MAX), (&self.capacity, CAPACITY_MAX)] {
+        if let Some(key) = self.count_by.as_ref().filter(|key| !key.value.0.contains(&CountBy::Addr)) {
+            let message =
+                "addresses are what is banned: write [addr, user] or [addr, prefix] to count others as well";
+            faults.push(fault(source, key.defined, message));
+        }
+        if let Some(prefix) = &self.prefix
+            && let Err(message) = prefix.value.law()
+        {
+            faults.push(fault(source, prefix.defined, message));
+        }
+        let (maxretry, capacity) = ((&self.maxretry, MAXRETRY_MAX), (&self.capacity, CAPACITY_MAX));
+        for (key, most) in [maxretry, capacity, (&self.user_addrs, USER_ADDRS_MAX)] {
             if let Some(number) = key.as_ref().filter(|number| !(1..=most).contains(&number.value)) {
                 faults.push(fault(source, number.defined, format!("this must be from 1 to {most}")));
             }
@@ -215,8 +384,24 @@ impl Keys {
         faults
     }
 
-    pub fn ignoreip(&self) -> impl Iterator<Item = &Entry> {
-        self.ignoreip.iter().flat_map(|key| &key.value.0)
+    pub fn friend_for(&self) -> Option<Duration> {
+        self.friend_for.map_or(Some(FRIEND_FOR), |key| key.0.0)
+    }
+
+    /// When whole networks are banned; `own` are a jail's keys without the defaults.
+    pub fn prefix_law(&self, own: &Keys) -> Result<Option<PrefixLaw>, String> {
+        let counts = self.count_by.as_ref().is_some_and(|key| key.value.0.contains(&CountBy::Prefix));
+        if own.prefix.is_some() && !counts {
+            return Err("prefix means nothing without count_by: [addr, prefix]".to_owned());
+        }
+        let keys = self.prefix.as_ref().map_or_else(PrefixKeys::default, |key| key.value.clone());
+        counts.then(|| keys.law()).transpose()
+    }
+
+    /// After how many addresses a series begins; none where users are not counted.
+    pub fn user_addrs(&self) -> Option<u32> {
+        let counts = self.count_by.as_ref().is_some_and(|key| key.value.0.contains(&CountBy::User));
+        counts.then(|| self.user_addrs.as_ref().map_or(USER_ADDRS, |key| key.value))
     }
 
     /// These keys, and those of `below` where nothing is said.
@@ -228,6 +413,7 @@ impl Keys {
             rule: upper.rule.or(below.rule),
             mode: upper.mode.or(below.mode),
             logpath: upper.logpath.or(below.logpath),
+            command: upper.command.or(below.command),
             port: upper.port.or(below.port),
             maxretry: upper.maxretry.or(below.maxretry),
             findtime: upper.findtime.or(below.findtime),
@@ -236,9 +422,17 @@ impl Keys {
             ignoreip: upper.ignoreip.or(below.ignoreip),
             block: upper.block.or(below.block),
             hook: upper.hook.or(below.hook),
+            trusted_proxies: upper.trusted_proxies.or(below.trusted_proxies),
             ban_local: upper.ban_local.or(below.ban_local),
+            owner: upper.owner.or(below.owner),
             kill: upper.kill.or(below.kill),
             capacity: upper.capacity.or(below.capacity),
+            friend_for: upper.friend_for.or(below.friend_for),
+            count_by: upper.count_by.or(below.count_by),
+            user_addrs: upper.user_addrs.or(below.user_addrs),
+            distinct: upper.distinct.or(below.distinct),
+            tz: upper.tz.or(below.tz),
+            prefix: upper.prefix.or(below.prefix),
         }
     }
 }

@@ -34,8 +34,7 @@ struct Followed {
     place: Place,
     reader: Reader,
     lines: u64,
-    /// Lines that were dropped.
-    shed: u64,
+    overlong: u64,
     last_line: Option<Timestamp>,
 }
 
@@ -57,8 +56,8 @@ pub struct Turn {
 /// How often a log is looked at whose changes raise no events.
 const POLL_EVERY: Duration = Duration::from_secs(1);
 
-/// The date that a line bears, if it bears one.
-pub type DateOf = Arc<dyn Fn(&[u8]) -> Option<Timestamp> + Send + Sync>;
+/// The date that a line of the log at this place bears, if it bears one.
+pub type DateOf = Arc<dyn Fn(&Place, &[u8]) -> Option<Timestamp> + Send + Sync>;
 
 impl Sources {
     /// Follows these places, each from where it was `saved`, or from the first line that is not older than
@@ -176,11 +175,20 @@ impl Sources {
         }
     }
 
+    /// Whether the one came to its end that we run for: standard input.
+    pub fn have_ended(&self) -> bool {
+        self.followed.iter().any(|followed| match &followed.reader {
+            Reader::File(_) | Reader::Files(_) => false,
+            Reader::Stream(stream) => stream.has_ended(),
+        })
+    }
+
     /// When to call [`Sources::poll`] next; none where events tell everything.
     pub fn poll_timeout(&mut self, now: Timestamp) -> Option<Timestamp> {
         let looks = || self.followed.iter().flat_map(Followed::looks);
         let blind = looks().any(|(id, _)| self.is_blind(id));
-        let due = looks().filter_map(|(_, due)| due).min();
+        // Whoever is awake is read as soon as that may be; no time brings it nearer.
+        let due = looks().filter(|(id, _)| !self.awake.contains(id)).filter_map(|(_, due)| due).min();
         self.poll_at = if blind { Some(self.poll_at.unwrap_or(now.plus(POLL_EVERY))) } else { None };
         due.into_iter().chain(self.poll_at).min()
     }
@@ -211,6 +219,18 @@ impl Sources {
         self.followed.iter().filter_map(position).collect()
     }
 
+    pub fn len(&self) -> usize {
+        self.followed.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.followed.is_empty()
+    }
+
+    pub fn name(&self, source: usize) -> String {
+        self.followed[source].place.to_string()
+    }
+
     pub fn status(&self) -> Vec<SourceStatus> {
         self.followed.iter().map(Followed::status).collect()
     }
@@ -226,8 +246,8 @@ impl Followed {
         date_of: &DateOf,
     ) -> io::Result<Followed> {
         let oldest = now.minus(backlog);
-        let date_of = date_of.clone();
-        let age = move |line: &[u8]| match date_of(line) {
+        let (date_of, log) = (date_of.clone(), place.clone());
+        let age = move |line: &[u8]| match date_of(&log, line) {
             Some(date) if date < oldest => Age::Before,
             Some(_) => Age::Wanted,
             None => Age::Undated,
@@ -245,7 +265,7 @@ impl Followed {
                 Reader::Files(Box::new(files))
             }
         };
-        Ok(Followed { id, place: place.clone(), reader, lines: 0, shed: 0, last_line: None })
+        Ok(Followed { id, place: place.clone(), reader, lines: 0, overlong: 0, last_line: None })
     }
 
     /// What there is to be looked at: the source itself and each file of a pattern, and when, though nothing happens.
@@ -272,8 +292,8 @@ impl Followed {
 
     fn handle_progress(&mut self, progress: &Progress, now: Timestamp) {
         progress.notices.iter().for_each(|notice| self.tell(notice));
-        self.shed += progress.overlong;
         if progress.overlong > 0 {
+            self.overlong += progress.overlong;
             tracing::warn!("{}: {} overlong lines were dropped", self.place, progress.overlong);
         }
         if progress.lines > 0 {
@@ -287,8 +307,9 @@ impl Followed {
             name: self.place.to_string(),
             state: self.reader.state(),
             lines: self.lines,
-            shed: self.shed,
             behind: self.reader.behind(),
+            overlong: self.overlong,
+            lost: self.reader.lost(),
             last_line: self.last_line,
         }
     }
@@ -329,7 +350,7 @@ impl Reader {
         }
     }
 
-    /// `following`, or what it waits for, in words.
+    /// What begins with `following`, or what it waits for, in words.
     fn state(&self) -> String {
         let trouble = match self {
             Reader::File(follower) => follower.trouble(),
@@ -344,7 +365,15 @@ impl Reader {
         match self {
             Reader::File(follower) => follower.behind(),
             Reader::Files(files) => files.followers().map(|(_, follower)| follower.behind()).sum(),
-            Reader::Stream(_) => 0,
+            Reader::Stream(stream) => stream.behind(),
+        }
+    }
+
+    /// Lines that the kernel dropped because they came faster than they were read.
+    fn lost(&self) -> u64 {
+        match self {
+            Reader::File(_) | Reader::Files(_) => 0,
+            Reader::Stream(stream) => stream.lost(),
         }
     }
 }

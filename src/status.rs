@@ -1,6 +1,7 @@
 //! The nouns of asking: how the agent stands, whom it bans, what it would have done.
 #![forbid(unsafe_code)]
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Block, Dropped, Hook, JailName, Target, Timestamp};
@@ -13,12 +14,18 @@ pub struct Status {
     pub version: String,
     pub pid: u32,
     pub started: Timestamp,
+    /// When the configuration was read.
+    pub loaded: Timestamp,
+    /// When the kernel was last compared with what is believed; none while nobody is banned.
+    pub audited: Option<Timestamp>,
     pub now: Timestamp,
     /// Changes that the kernel has not answered yet.
     pub pending: usize,
     pub jails: Vec<JailStatus>,
     pub sources: Vec<SourceStatus>,
     pub repairs: Repairs,
+    /// Whom an administrator spares by hand, over restarts.
+    pub ignored: Vec<IpNet>,
     /// What is wrong as a whole; empty where all is well.
     pub troubles: Vec<String>,
 }
@@ -52,7 +59,8 @@ pub struct JailStatus {
     pub banned: usize,
     /// Bans the kernel took since the start.
     pub banned_total: u64,
-    /// Addresses whose failures were forgotten before their time, because too many failed at once.
+    /// Addresses with failures, friends and users tried in series that were forgotten before their time, because there
+    /// were too many.
     pub forgotten_total: u64,
     /// None where the kernel could not be asked.
     pub dropped: Option<Dropped>,
@@ -65,11 +73,12 @@ pub struct SourceStatus {
     /// What begins with `following`, or what it waits for, in words.
     pub state: String,
     pub lines: u64,
-    /// Lines that were dropped because they were too long.
-    #[serde(default)]
-    pub shed: u64,
     /// Bytes that are written and not read yet.
     pub behind: u64,
+    /// Lines that were dropped as longer than 8 KiB.
+    pub overlong: u64,
+    /// Lines that the kernel dropped because they came faster than they were read.
+    pub lost: u64,
     pub last_line: Option<Timestamp>,
 }
 
@@ -88,6 +97,52 @@ pub struct BanStatus {
     pub at: Timestamp,
     /// None: it never ends.
     pub ends: Option<Timestamp>,
+}
+
+/// What `nftjail doctor` found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Checkup {
+    /// 1; another number means that fields changed their meaning.
+    pub schema: u32,
+    /// Nothing is bad.
+    pub well: bool,
+    pub findings: Vec<Finding>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    pub level: Level,
+    /// In one word, for `grep`.
+    pub about: &'static str,
+    pub what: String,
+    /// What to do about it, where there is something to do.
+    pub todo: Option<String>,
+}
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Ok,
+    /// Worth knowing.
+    Note,
+    /// Somebody must do something.
+    Bad,
+}
+
+/// Somebody who is never banned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IgnoredStatus {
+    pub net: IpNet,
+    /// None: no jail bans it.
+    pub jail: Option<JailName>,
+    /// Who says so, in words.
+    pub from: String,
+}
+
+/// An address, or a network with its prefix.
+pub fn brief(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
 }
 
 /// What would have happened, had the agent watched these logs.

@@ -23,7 +23,7 @@ use nftjail::nft::transaction::{Operation, Transaction};
 use nftjail::nft::{Firewall, Refusal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::naive::{Law, Naive};
+use super::naive::{About, Law, Naive, court_end};
 
 const START: i64 = 1_795_255_200_000;
 
@@ -35,14 +35,17 @@ fn now() -> Timestamp {
     Timestamp::from_millis(NOW.load(Ordering::SeqCst))
 }
 
+const ABOUT: &str = "(?: user=(?P<user>[a-z]+))?(?: path=<PATH>)?";
+
 /// One rule for each jail that listens to lines, since each hears its own program.
 fn rules() -> &'static [(&'static str, Arc<Rule>)] {
     static RULES: OnceLock<Vec<(&str, Arc<Rule>)>> = OnceLock::new();
     RULES.get_or_init(|| {
         let compile = |name: &'static str| {
             let text = format!(
-                "rule: {name}\nabout: x\nformat: syslog\nprogram: [{name}]\nfailregex:\n  - '^bad <HOST>$'\n  \
-                 - '^<COUNT> bad <HOST>$'\n  - {{regex: '^worst <HOST>$', bantime: 5m}}\nsamples:\n  \
+                "rule: {name}\nabout: x\nformat: syslog\nprogram: [{name}]\nfailregex:\n  - '^bad{ABOUT} <HOST>$'\n  \
+                 - '^<COUNT> bad{ABOUT} <HOST>$'\n  - {{regex: '^worst{ABOUT} <HOST>$', bantime: 5m}}\n\
+                 successregex: ['^good{ABOUT} <HOST>$']\nsamples:\n  \
                  - {{line: '2026-11-21T10:00:00Z h {name}[1]: bad 192.0.2.1', addr: 192.0.2.1}}\n  \
                  - {{line: '2026-11-21T10:00:00Z h {name}[1]: good 192.0.2.1'}}\n  \
                  - {{line: '2026-11-21T10:00:00Z h {name}[1]: bad 192.0.2.9 192.0.2.1', hostile: true}}\n"
@@ -149,13 +152,18 @@ fn engine(laws: &[Law]) -> Engine {
         name: law.name.parse().unwrap(),
         maxretry: law.maxretry,
         findtime: law.findtime,
+        distinct: law.distinct,
+        user_addrs: law.user_addrs,
+        friend_for: law.friend_for,
         bantime: law.bantime,
         increment: law.increment.clone(),
         ignoreip: Allow::new(&law.ignoreip),
         hears_bans: law.hears_bans,
+        prefix: law.prefix.clone(),
     });
     let heard = rules().iter().filter(|(name, _)| laws.iter().any(|law| law.name == *name));
-    let listeners = heard.map(|(name, rule)| Listener { jail: name.parse().unwrap(), rule: rule.clone() });
+    let listeners =
+        heard.map(|(name, rule)| Listener { jail: name.parse().unwrap(), rule: rule.clone(), zone: None });
     Engine::new(terms.collect(), vec![listeners.collect()], Allow::default(), 7)
 }
 
@@ -170,7 +178,7 @@ impl World {
             block: nftjail::model::Block::Drop,
             hooks: [nftjail::model::Hook::Prerouting].into(),
         };
-        let layout = Layout { cells: laws.iter().map(cell).collect(), never: Vec::new() };
+        let layout = Layout { cells: laws.iter().map(cell).collect(), ..Layout::default() };
         let kernel = Shared::default();
         kernel.kernel().memory.commit(&plan::install(&layout, None, &[])).unwrap();
         let (enforcer, answers, _) = Enforcer::spawn(Box::new(kernel.clone()), now);
@@ -190,33 +198,47 @@ impl World {
     }
 
     /// What the engine asked for is what the model asks for.
-    fn follow(&mut self, out: Outcome, expected: Vec<Ban>) {
-        let expected: Vec<Change> = expected.into_iter().map(Change::Ban).collect();
+    fn follow(&mut self, out: Outcome, expected: Vec<Change>) {
         assert_eq!(out.changes, expected);
         self.asked.extend(out.changes.into_iter().map(|change| (change, false)));
     }
 
-    /// A line that was written `age` milliseconds ago is read. One from the future counts now.
     pub fn fail(&mut self, jail: &str, addr: &str, attempt: Attempt, age: i64) {
+        self.fail_as(jail, addr, attempt, About::default(), age);
+    }
+
+    /// A line that was written `age` milliseconds ago is read. One from the future counts now.
+    pub fn fail_as(&mut self, jail: &str, addr: &str, attempt: Attempt, about: About, age: i64) {
         let Some(court) = self.naive.courts.iter().position(|court| court.law.name == jail) else { return };
-        let (text, weight, bantime) = match attempt {
-            Attempt::Bad => (format!("bad {addr}"), 1, None),
-            Attempt::Count(count) => (format!("{count} bad {addr}"), count, None),
-            Attempt::Worst => (format!("worst {addr}"), 1, Some(Bantime::For(Duration::from_secs(300)))),
+        let (verb, weight, bantime) = match attempt {
+            Attempt::Bad => ("bad".to_owned(), 1, None),
+            Attempt::Count(count) => (format!("{count} bad"), count, None),
+            Attempt::Worst => ("worst".to_owned(), 1, Some(Bantime::For(Duration::from_secs(300)))),
         };
+        let (at, out) = self.line(jail, &verb, about, addr, age);
+        let failure = Failure { addr: addr.parse().unwrap(), at, weight, bantime, user: None, path: None };
+        let expected = self.naive.fail(court, &failure, about, now());
+        self.follow(out, expected.into_iter().map(Change::Ban).collect());
+    }
+
+    /// Somebody logs in, and nothing follows at once.
+    pub fn succeed(&mut self, jail: &str, addr: &str, about: About, age: i64) {
+        let Some(court) = self.naive.courts.iter().position(|court| court.law.name == jail) else { return };
+        let (at, out) = self.line(jail, "good", about, addr, age);
+        assert_eq!(out, Outcome::default());
+        self.naive.succeed(court, addr.parse().unwrap(), about.user, at);
+    }
+
+    /// When a line counts, and what follows from it.
+    fn line(&mut self, jail: &str, verb: &str, about: About, addr: &str, age: i64) -> (Timestamp, Outcome) {
         let written = Timestamp::from_millis(now().as_millis() - age);
+        let user = about.user.map(|user| format!(" user={user}")).unwrap_or_default();
+        let path = about.path.map(|path| format!(" path={path}")).unwrap_or_default();
+        let line = format!("{written} h {jail}[1]: {verb}{user}{path} {addr}");
         let clock = Clock::Written { now: now(), zone: &TimeZone::UTC };
         let mut out = Outcome::default();
-        self.engine.handle_line(
-            0,
-            format!("{written} h {jail}[1]: {text}").as_bytes(),
-            clock,
-            now(),
-            &mut out,
-        );
-        let failure = Failure { addr: addr.parse().unwrap(), at: written.min(now()), weight, bantime };
-        let expected = self.naive.fail(court, &failure, now());
-        self.follow(out, expected.into_iter().collect());
+        self.engine.handle_line(0, line.as_bytes(), clock, now(), &mut out);
+        (written.min(now()), out)
     }
 
     pub fn now(&self) -> Timestamp {
@@ -261,7 +283,13 @@ impl World {
         for (change, why) in &done.refused {
             let over = matches!(change, Change::Ban(ban) if ban.end().is_some_and(|end| end <= now()));
             let full = why.contains("is full") && !self.fits(&before, &turn, change);
-            assert!(over || full || refuses, "{change:?}: {why}");
+            let is_kept = |(other, _): &(Change, String)| {
+                matches!(other, Change::Ban(_))
+                    && other.jail() == change.jail()
+                    && other.target().covers(change.target())
+            };
+            let kept = change.target().is_network() && done.refused.iter().any(is_kept);
+            assert!(over || full || kept || refuses, "{change:?}: {why}");
         }
         self.answered.push_back(done);
     }
@@ -278,9 +306,8 @@ impl World {
             return true;
         }
         let keys = before.keys().cloned().chain(turn.iter().map(|(change, _)| key(change)));
-        let same = |(jail, target): &(JailName, Target)| {
-            jail == change.jail() && target.is_v4() == change.target().is_v4()
-        };
+        let set = plan::set_name(change.jail(), change.target());
+        let same = |(jail, target): &(JailName, Target)| plan::set_name(jail, *target) == set;
         keys.filter(same).collect::<BTreeSet<_>>().len() <= self.layout.cells[0].capacity as usize
     }
 
@@ -318,27 +345,25 @@ impl World {
 
     pub fn ban_by_hand(&mut self, jail: &str, target: Target, bantime: Bantime) {
         let Some(court) = self.naive.courts.iter().position(|court| court.law.name == jail) else { return };
-        let jail: JailName = jail.parse().unwrap();
-        let spared = self.engine.spares(&jail, target).is_some();
-        assert_eq!(spared, self.naive.spares(court, target));
-        if !spared {
-            let ban = Ban { jail, target, at: now(), bantime };
-            self.naive.courts[court].asked.push(ban.clone());
-            self.ask_by_hand(Change::Ban(ban));
+        let name: JailName = jail.parse().unwrap();
+        let ban = Ban { jail: name.clone(), target, at: now(), bantime };
+        let asked = self.engine.handle_ban(&name, &[target], bantime, now()).ok();
+        let spared = self.naive.spares(court, target);
+        let expected = self.naive.courts[court].changes_for(&ban).filter(|_| !spared);
+        assert_eq!(asked, expected);
+        if let Some(changes) = asked {
+            self.naive.courts[court].asked.push(ban);
+            self.asked.extend(changes.into_iter().map(|change| (change, true)));
         }
     }
 
     /// One jail's ban is lifted, as `nftjail unban --jail` would.
     pub fn release_by_hand(&mut self, jail: &str, target: Target) {
-        let jail: JailName = jail.parse().unwrap();
-        if self.engine.jail(&jail).is_some_and(|jail| jail.ban(target).is_some()) {
-            self.ask_by_hand(Change::Release { jail, target });
+        let name: JailName = jail.parse().unwrap();
+        let held = self.engine.jail(&name).filter(|jail| jail.ban(target).is_some());
+        if held.is_some_and(|jail| !jail.is_taken_over(target)) {
+            self.asked.push_back((Change::Release { jail: name, target }, true));
         }
-    }
-
-    fn ask_by_hand(&mut self, change: Change) {
-        self.engine.handle_asked(&change);
-        self.asked.push_back((change, true));
     }
 
     pub fn spare(&mut self, never: Vec<IpNet>) {
@@ -364,9 +389,11 @@ impl World {
     pub fn restart(&mut self) {
         self.settle();
         self.kernel.kernel().refuses = false;
+        self.naive.courts.iter_mut().for_each(|court| court.restart(now()));
         self.save();
         let laws: Vec<Law> = self.naive.courts.iter().map(|court| court.law.clone()).collect();
         self.engine = engine(&laws);
+        self.naive.restart();
         self.saved.values().for_each(|memory| self.engine.restore_memory(memory.clone()));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let install = self.enforcer.install(self.layout.clone(), Restore::AfterReboot(Vec::new()));
@@ -377,7 +404,7 @@ impl World {
 
     fn save(&mut self) {
         let unsaved = self.engine.take_unsaved();
-        self.saved.extend(unsaved.into_iter().map(|memory| ((memory.0.clone(), memory.1), memory)));
+        self.saved.extend(unsaved.into_iter().map(|memory| ((memory.jail.clone(), memory.target), memory)));
     }
 
     /// Believed is what the model believes; held is what was taken; and both are one where nothing is in flight.
@@ -392,8 +419,11 @@ impl World {
             let ends = |ban: &Ban| (ban.target, ban.end());
             let ours: Vec<_> = jail.bans().map(ends).collect();
             assert_eq!(ours, court.bans.values().map(ends).collect::<Vec<_>>(), "{}", court.law.name);
-            believed.extend(jail.bans().map(|ban| ((ban.jail.clone(), ban.target), ban.end())));
-            next = next.into_iter().chain(court.bans.values().filter_map(Ban::end)).min();
+            // The kernel drops a network when its ban ends, and the jail believes it a little longer.
+            let stands = |ban: &&Ban| ban.end().is_none_or(|end| end > now());
+            let standing = jail.bans().filter(stands);
+            believed.extend(standing.map(|ban| ((ban.jail.clone(), ban.target), ban.end())));
+            next = next.into_iter().chain(court.bans.values().filter_map(court_end)).min();
         }
         assert_eq!(self.engine.poll_timeout(), next);
         let left = |end: &Option<Timestamp>| end.map(|end| end.since(now()));

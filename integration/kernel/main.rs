@@ -1,15 +1,20 @@
 //! What the kernel makes of us: real netlink in network namespaces that each test makes, with `nft -j` as the judge.
 
+mod dates;
+mod doctor;
 mod documents;
 mod hooks;
 mod netns;
+mod networks;
 mod never;
 mod nft;
 mod protects;
+mod random;
 mod refuses;
 mod rejects;
 mod reloads;
 mod repairs;
 mod scene;
+mod selftest;
 mod soaks;
 mod streams;

@@ -75,7 +75,7 @@ pub fn layout() -> Layout {
         cell("web", &[(Tcp, 80), (Tcp, 443)], 1 << 20),
         cell("recidive", &[], 1 << 20),
     ];
-    Layout { cells, never: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()] }
+    Layout { cells, owned: false, never: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()] }
 }
 
 pub fn ban(name: &str, addr: &str, seconds: u64) -> Change {
@@ -87,8 +87,8 @@ pub fn release(name: &str, addr: &str) -> Change {
     Change::Release { jail: jail(name), target: target(addr) }
 }
 
-pub fn target(addr: &str) -> Target {
-    Target::of(addr.parse().unwrap())
+pub fn target(text: &str) -> Target {
+    text.parse().unwrap()
 }
 
 /// `count` different addresses, each banned by sshd for an hour.

@@ -109,3 +109,38 @@ fn our_own_bans_in_masses_are_no_damage() {
     let there = || scene.nft(&["list", "set", "inet", "nftjail", "sshd_v4"]).status.success();
     scene.wait_for("all of them", || there() && scene.elements("sshd_v4").len() == 20_001);
 }
+
+#[test]
+fn a_table_with_an_owner_is_nobody_elses_to_change() {
+    let mut scene = Scene::new();
+    scene.listen(22);
+    let agent = Agent::start(&scene, &format!("defaults: {{owner: true}}\n{CONFIG}"));
+    let status = ask_json(&scene, &["status"]);
+    if !status["troubles"].as_array().unwrap().is_empty() {
+        // An older kernel: that it says so is all there is to see.
+        assert!(status["troubles"][0].as_str().unwrap().contains("Linux 6.9"), "{status}");
+        return;
+    }
+    scene.fail(ATTACKER, 3);
+    scene.wait_for("the ban", || scene.holds("sshd_v4", ATTACKER));
+    assert!(scene.nft(&["flush", "ruleset"]).status.success());
+    assert!(
+        !scene.nft(&["delete", "element", "inet", "nftjail", "sshd_v4", "{", ATTACKER, "}"]).status.success()
+    );
+    assert!(scene.holds("sshd_v4", ATTACKER) && !scene.connects(ATTACKER, 22));
+    assert_eq!(repairs(&scene), 0);
+
+    assert!(agent.stop().success());
+    assert!(!scene.connects(ATTACKER, 22), "the table outlives its owner");
+    let agent = Agent::start_again(&scene);
+    scene.fail(OTHER, 3);
+    scene.wait_for("a ban by the next owner", || scene.holds("sshd_v4", OTHER));
+    assert!(!scene.nft(&["delete", "table", "inet", "nftjail"]).status.success());
+
+    fs::write(scene.path("nftjail.yaml"), CONFIG.replace("LOG", scene.path("auth.log").to_str().unwrap()))
+        .unwrap();
+    assert!(ask(&scene, &["reload"]).status.success());
+    assert!(scene.holds("sshd_v4", OTHER) && scene.holds("sshd_v4", ATTACKER), "bans stay without an owner");
+    assert!(scene.nft(&["delete", "table", "inet", "nftjail"]).status.success());
+    drop(agent);
+}

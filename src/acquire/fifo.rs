@@ -1,19 +1,18 @@
 //! A named pipe: made where it is missing, refused where others can write to it, opened again when it is replaced.
 
-use std::fs::File;
+use std::fs::FileType;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::model::plain;
 
-use super::open::kind;
 use super::splitter::Splitter;
-use super::stream::{Kind, Left, distrusted, take};
+use super::stream::{Kind, Left, look, take, waiting};
 use super::tail::Reading;
 
 pub(super) struct Fifo {
@@ -35,12 +34,33 @@ impl Fifo {
     pub(super) fn new(path: &Path) -> Fifo {
         Fifo { path: path.to_owned(), open: None }
     }
+
+    /// Opens what has the name, unless it is the one we know.
+    fn open(&self) -> Result<Option<Open>, String> {
+        let told = |error: Errno| plain(&io::Error::from(error));
+        let mut found = look(&self.path, "fifo", FileType::is_fifo)?;
+        if found.is_none() {
+            rustix::fs::mknodat(CWD, &self.path, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+                .map_err(|error| format!("it cannot be made: {}", told(error)))?;
+            found = look(&self.path, "fifo", FileType::is_fifo)?;
+        }
+        let (handle, found) = found.ok_or("it vanished")?;
+        let inode = (found.dev(), found.ino());
+        if self.open.as_ref().is_some_and(|open| open.inode == inode) {
+            return Ok(None);
+        }
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(told)?;
+        // Less will do.
+        let _ = rustix::pipe::fcntl_setpipe_size(&fd, FIFO_BYTES);
+        Ok(Some(Open { fd, inode, splitter: Splitter::new(0) }))
+    }
 }
 
 impl Kind for Fifo {
     fn read(&mut self, reading: &mut Reading) -> Result<bool, String> {
-        let known = self.open.as_ref().map(|open| open.inode);
-        match look(&self.path, known) {
+        match self.open() {
             Ok(None) => {}
             Ok(Some(new)) => {
                 // First the rest of the one that had the name; while it does not end, the new one waits.
@@ -64,8 +84,16 @@ impl Kind for Fifo {
         self.open.iter().map(|open| open.fd.as_fd()).collect()
     }
 
+    fn outlook(&self) -> Result<&'static str, String> {
+        Ok(look(&self.path, "fifo", FileType::is_fifo)?.map_or("is not there yet, will be made", |_| "ok"))
+    }
+
     fn path(&self) -> Option<&Path> {
         Some(&self.path)
+    }
+
+    fn behind(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| waiting(&open.fd))
     }
 }
 
@@ -75,41 +103,9 @@ impl Open {
     }
 }
 
-/// Opens what has the name, unless it is the one we know.
-fn look(path: &Path, known: Option<(u64, u64)>) -> Result<Option<Open>, String> {
-    let told = |error: Errno| plain(&io::Error::from(error));
-    // A handle that opens nothing, so that what is judged is what is opened: to open a device can have effects.
-    let handle = || rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
-    let handle = match handle() {
-        Err(Errno::NOENT) => {
-            let made = rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0);
-            made.and_then(|()| handle()).map_err(|error| format!("it cannot be made: {}", told(error)))?
-        }
-        found => found.map_err(told)?,
-    };
-    let handle = File::from(handle);
-    let found = handle.metadata().map_err(|error| plain(&error))?;
-    if !found.file_type().is_fifo() {
-        return Err(format!("it is {}, not a fifo", kind(found.file_type())));
-    }
-    if let Some(why) = distrusted(path, &found) {
-        return Err(why);
-    }
-    let inode = (found.dev(), found.ino());
-    if known == Some(inode) {
-        return Ok(None);
-    }
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(format!("/proc/self/fd/{}", handle.as_raw_fd()), flags, Mode::empty())
-        .map_err(told)?;
-    // Less will do.
-    let _ = rustix::pipe::fcntl_setpipe_size(&fd, FIFO_BYTES);
-    Ok(Some(Open { fd, inode, splitter: Splitter::new(0) }))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, OpenOptions, Permissions};
+    use std::fs::{self, File, OpenOptions, Permissions};
     use std::io::Write;
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 

@@ -5,12 +5,15 @@
 //! After every read it calls [`Watch::aim`], and reads again where that says [`Aimed::LookAgain`], because what
 //! was written before the watch was set raised no event. Followers that [`Watch::needs_polling`] names are read
 //! once a second; [`file::Follower::poll_timeout`] says when one has to be read though nothing happened.
+//!
+//! [`stream::Stream`]s are read the same way, and [`ready::Ready`] is to them what the watch is to files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +27,8 @@ use files::Files;
 
 pub mod archive;
 pub mod bisect;
+mod command;
+mod datagram;
 mod fifo;
 pub mod file;
 pub mod files;
@@ -34,6 +39,7 @@ pub mod place;
 pub mod ready;
 pub mod rotated;
 pub mod splitter;
+mod stdin;
 pub mod stream;
 mod tail;
 
@@ -44,7 +50,7 @@ pub struct SourceId(pub u32, pub u32);
 /// One line as it was found, without its newline and carriage return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
-    /// At most [`splitter::LINE_BYTES_MAX`] bytes; any bytes but a newline.
+    /// At most [`splitter::LINE_BYTES_MAX`] bytes, none where it was longer; any bytes but a newline.
     pub text: &'a [u8],
     /// Written after we had once read everything, so that it is about now; otherwise it is backlog.
     pub fresh: bool,
@@ -56,7 +62,7 @@ pub struct Line<'a> {
 pub struct Progress {
     pub lines: u64,
     pub bytes: u64,
-    /// Lines that were dropped as longer than [`splitter::LINE_BYTES_MAX`].
+    /// Lines that were emptied as longer than [`splitter::LINE_BYTES_MAX`].
     pub overlong: u64,
     /// Whether the budget ended before the lines did, so that there is more to read at once.
     pub more: bool,
@@ -91,6 +97,12 @@ pub enum What {
     Refused(String),
     /// The system's words for why it cannot be read; tried again at the next event.
     Unreadable(String),
+    /// The kernel dropped so many lines of a stream that were not read in time.
+    Shed(u64),
+    /// A line came over the network from somebody who is not of this host.
+    Stranger(IpAddr),
+    /// What a program wrote to its standard error.
+    Says(String),
 }
 
 impl fmt::Display for Notice {
@@ -110,6 +122,14 @@ impl fmt::Display for Notice {
             }
             What::Refused(reason) => write!(f, "not reading {path}: {reason}"),
             What::Unreadable(reason) => write!(f, "cannot read {path}: {reason}"),
+            What::Shed(1) => write!(f, "{path}: 1 line came faster than it could be read, and was lost"),
+            What::Shed(lines) => {
+                write!(f, "{path}: {lines} lines came faster than they could be read, and were lost")
+            }
+            What::Stranger(addr) => {
+                write!(f, "{path}: refused lines from {addr}: only this host may write here")
+            }
+            What::Says(text) => write!(f, "{path} says: {text}"),
         }
     }
 }

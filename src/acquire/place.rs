@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -24,10 +25,20 @@ pub enum Place {
 pub enum Channel {
     /// A named pipe, fifo(7).
     Fifo(PathBuf),
+    /// A Unix datagram socket of this name, at which we listen.
+    Unix(PathBuf),
+    /// Datagrams to this loopback address.
+    Udp(SocketAddr),
+    /// Our standard input; only the command line can ask for it.
+    Stdin,
+    /// What a program prints: its name and its arguments, for no shell to read.
+    Command(Vec<String>),
 }
 
 /// The words that stand before a colon.
-const KINDS: [&str; 1] = ["fifo"];
+const KINDS: [&str; 3] = ["fifo", "udp", "unix"];
+/// The longest name of a socket, in bytes: unix(7).
+const SOCKET_BYTES_MAX: usize = 107;
 
 impl Place {
     /// The file of this place, where it is one.
@@ -44,7 +55,19 @@ impl fmt::Display for Place {
         match self {
             Place::File(path) => path.display().fmt(f),
             Place::Glob(glob) => glob.fmt(f),
-            Place::Stream(Channel::Fifo(path)) => write!(f, "fifo:{}", path.display()),
+            Place::Stream(channel) => channel.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Channel::Fifo(path) => write!(f, "fifo:{}", path.display()),
+            Channel::Unix(path) => write!(f, "unix:{}", path.display()),
+            Channel::Udp(address) => write!(f, "udp:{address}"),
+            Channel::Stdin => f.write_str("stdin"),
+            Channel::Command(argv) => write!(f, "command:{}", argv.join(" ")),
         }
     }
 }
@@ -56,11 +79,22 @@ impl FromStr for Place {
     fn from_str(text: &str) -> Result<Self, String> {
         let (kind, rest) = match text.split_once(':') {
             Some((kind, rest)) if !kind.contains('/') => (kind, rest),
+            _ if matches!(text, "stdin" | "-") => {
+                return Err(
+                    "only the command line can ask for it: nftjail run --stdin --jail NAME".to_owned()
+                );
+            }
             _ if is_wild(text) => return Glob::parse(text).map(Place::Glob),
             _ => return Ok(Place::File(text.into())),
         };
         match kind {
             "fifo" => absolute(kind, rest).map(|path| Place::Stream(Channel::Fifo(path))),
+            "unix" if rest.len() > SOCKET_BYTES_MAX => Err(format!(
+                "the name of a socket can have {SOCKET_BYTES_MAX} bytes, this has {}",
+                rest.len()
+            )),
+            "unix" => absolute(kind, rest).map(|path| Place::Stream(Channel::Unix(path))),
+            "udp" => loopback(rest).map(|address| Place::Stream(Channel::Udp(address))),
             _ => Err(yaml::unknown("kind of source", kind, &KINDS)),
         }
     }
@@ -73,13 +107,33 @@ fn absolute(kind: &str, path: &str) -> Result<PathBuf, String> {
     }
 }
 
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() == 0 => Err("a port is from 1 to 65535".to_owned()),
+        Ok(address) if address.ip().is_loopback() => Ok(address),
+        Ok(address) => Err(format!(
+            "{} can be reached from other hosts, and whoever sends a line can have anybody banned: write 127.0.0.1 or [::1]",
+            address.ip()
+        )),
+        Err(_) => Err("udp: wants an address of this host and a port, as udp:127.0.0.1:5514".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_place_prints_as_it_is_written() {
-        for text in ["/var/log/auth.log", "/var/log/*/access.log", "./odd:name", "fifo:/run/nftjail/log"] {
+        for text in [
+            "/var/log/auth.log",
+            "/var/log/*/access.log",
+            "./odd:name",
+            "fifo:/run/nftjail/log",
+            "unix:/run/a",
+            "udp:127.0.0.1:514",
+            "udp:[::1]:514",
+        ] {
             assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
         }
         assert_eq!("./odd:name".parse::<Place>().unwrap().file(), Some(Path::new("./odd:name")));
@@ -89,7 +143,17 @@ mod tests {
     fn a_place_that_cannot_be_is_told_with_what_to_write() {
         for (text, wanted) in [
             ("fifi:/run/x", "unknown kind of source \"fifi\": did you mean fifo?"),
+            ("tcp:127.0.0.1:514", "unknown kind of source \"tcp\": there are fifo, udp, unix"),
             ("fifo:x", "fifo: wants a path from the root, as fifo:/run/nftjail/log"),
+            ("unix:log.sock", "unix: wants a path from the root, as unix:/run/nftjail/log"),
+            ("udp:localhost:514", "udp: wants an address of this host and a port, as udp:127.0.0.1:5514"),
+            ("udp:127.0.0.1:0", "a port is from 1 to 65535"),
+            (
+                "udp:0.0.0.0:514",
+                "0.0.0.0 can be reached from other hosts, and whoever sends a line can have anybody banned: write \
+                 127.0.0.1 or [::1]",
+            ),
+            ("stdin", "only the command line can ask for it: nftjail run --stdin --jail NAME"),
         ] {
             assert_eq!(text.parse::<Place>().unwrap_err(), wanted);
         }

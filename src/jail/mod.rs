@@ -3,24 +3,42 @@
 
 pub mod allow;
 pub mod bantime;
+pub mod friend;
+pub mod network;
+pub mod prefix;
+pub mod room;
+pub mod series;
 pub mod window;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::Bound;
 use std::time::Duration;
 
-use crate::model::{Ban, Bantime, Change, Failure, JailName, Target, Timestamp};
-use allow::{Allow, is_unbannable};
+use crate::model::{Ban, Bantime, Change, Failure, JailName, Mark, Memory, Target, Timestamp};
+use allow::{Allow, unbannable};
 use bantime::{Increment, Offenders};
+use friend::Friends;
+use network::forgotten_at;
+use prefix::{Neighbours, PrefixLaw};
+use series::Series;
 use window::Window;
 
 /// The law of one jail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Terms {
     pub name: JailName,
-    /// How many failures within `findtime` ban; at least 1.
+    /// How many failures within `findtime` ban a stranger; at least 1.
     pub maxretry: u32,
     pub findtime: Duration,
+    /// Failures for the same path count as one.
+    pub distinct: bool,
+    /// After so many addresses failed as one user, without a pause longer than `findtime`, every stranger is banned at
+    /// the first failure as that user; none where only addresses are counted.
+    pub user_addrs: Option<u32>,
+    /// How long a good log-in makes its address a friend; none where it does not.
+    pub friend_for: Option<Duration>,
     /// The length of a first ban.
     pub bantime: Bantime,
     /// How later ones grow; none where they do not.
@@ -29,6 +47,8 @@ pub struct Terms {
     pub ignoreip: Allow,
     /// Its failures are the bans of other jails.
     pub hears_bans: bool,
+    /// When whole networks are banned; none where they never are.
+    pub prefix: Option<PrefixLaw>,
 }
 
 /// What became of one failure.
@@ -41,6 +61,8 @@ pub enum Verdict {
     Counted(u32),
     /// The last straw: this ban is asked for. It is believed when [`Jail::handle_taken`] says so.
     Ban(Ban),
+    /// So is this one, because so many addresses have tried the same user before.
+    Series(Ban, u32),
     /// The last straw, but the ban that stands lasts as long.
     Standing,
 }
@@ -54,11 +76,16 @@ pub struct Jail {
     window: Window,
     /// Bans the kernel took.
     bans: BTreeMap<Target, Ban>,
-    /// The ends of those that end, so that the next is found without looking at all.
+    /// How many of these are networks.
+    networks: usize,
+    /// When those that end are forgotten, so that the next is found without looking at all.
     ends: BTreeSet<(Timestamp, Target)>,
     /// The ends of bans asked for and not answered yet; of one target there may be several.
     asked: BTreeMap<Target, Vec<Option<Timestamp>>>,
     offenders: Offenders,
+    friends: Friends,
+    series: Series,
+    neighbours: Option<Neighbours>,
     failed_total: u64,
     banned_total: u64,
 }
@@ -72,14 +99,17 @@ const EXTENSION_MIN: Duration = Duration::from_secs(1);
 
 impl Jail {
     pub fn new(terms: Terms) -> Self {
-        let window = Window::new(terms.maxretry, terms.findtime, window::TARGETS_MAX);
         Jail {
+            window: Window::new(terms.findtime, terms.distinct, window::TARGETS_MAX),
+            neighbours: terms.prefix.clone().map(Neighbours::new),
             terms,
-            window,
             bans: BTreeMap::new(),
+            networks: 0,
             ends: BTreeSet::new(),
             asked: BTreeMap::new(),
             offenders: Offenders::default(),
+            friends: Friends::default(),
+            series: Series::default(),
             failed_total: 0,
             banned_total: 0,
         }
@@ -91,7 +121,11 @@ impl Jail {
 
     /// Goes on under a new law: bans stay as they are, failures count on.
     pub fn amend(&mut self, terms: Terms) {
-        self.window.amend(terms.maxretry, terms.findtime);
+        let most = friend::maxretry(terms.maxretry) as usize - 1;
+        self.window.amend(terms.findtime, terms.distinct, most);
+        if terms.prefix != self.terms.prefix {
+            self.neighbours = terms.prefix.clone().map(Neighbours::new);
+        }
         self.terms = terms;
     }
 
@@ -109,33 +143,86 @@ impl Jail {
         elsewhere: u32,
         chance: u64,
     ) -> Verdict {
-        let addr = failure.addr.to_canonical();
-        let target = Target::of(addr);
-        // The kernel lets `never` pass before any ban, so only the address itself counts there; `ignoreip` of one
-        // jail has no such guard, so its neighbours in a /64 are spared too.
-        if is_unbannable(addr) || never.covers(addr) || self.terms.ignoreip.touches(target.net()) {
+        let target = Target::of(failure.addr);
+        if self.spares(failure.addr, never) {
             return Verdict::Ignored;
         }
         self.failed_total += 1;
-        if let Some(count) = self.window.record(target, failure.at, failure.weight) {
+        let series = self.series(failure);
+        // A break-in attempt is neither forgiven nor counted as one with another.
+        let about = match failure.bantime {
+            Some(_) => None,
+            None if self.terms.distinct => failure.path,
+            None => failure.user,
+        };
+        let maxretry = self.maxretry(failure);
+        if series.is_some() {
+            self.window.forget(target);
+        } else if let Some(count) = self.window.record(target, failure.at, failure.weight, about, maxretry) {
             return Verdict::Counted(count);
         }
-        let jail = self.terms.name.clone();
+        let earlier = self.earlier_bans(target, failure.at).saturating_add(elsewhere);
         let base = failure.bantime.unwrap_or(self.terms.bantime);
-        let grown = self.terms.increment.as_ref().map_or(base, |increment| {
-            let earlier = self.offenders.earlier(target, failure.at, increment.forget);
-            increment.bantime(base, earlier.saturating_add(elsewhere), chance)
-        });
-        // What a rule asks for a break-in attempt is the least, whatever steps or cap the jail has for the others.
-        let bantime = failure.bantime.map_or(grown, |own| grown.max(own));
-        self.ask(Ban { jail, target, at: failure.at, bantime })
+        let increment = self.terms.increment.as_ref();
+        let grown = increment.map_or(base, |increment| increment.bantime(base, earlier, chance));
+        let bantime = match failure.bantime {
+            // What a rule asks for a break-in attempt is the least, whatever steps or cap the jail has for the others.
+            Some(own) => grown.max(own),
+            None if earlier == 0 && self.is_friend(target, failure.at) => friend::first_ban(grown),
+            None => grown,
+        };
+        let verdict = self.ask(Ban { jail: self.terms.name.clone(), target, at: failure.at, bantime });
+        match (verdict, series) {
+            (Verdict::Ban(ban), Some(addrs)) => Verdict::Series(ban, addrs),
+            (verdict, _) => verdict,
+        }
+    }
+
+    /// How many failures ban whoever has this one. A break-in attempt is a stranger's, whoever makes it.
+    pub fn maxretry(&self, failure: &Failure) -> u32 {
+        let is_soft = failure.bantime.is_none() && self.is_friend(Target::of(failure.addr), failure.at);
+        if is_soft { friend::maxretry(self.terms.maxretry) } else { self.terms.maxretry }
+    }
+
+    /// Somebody logged in: a friend from now on, in this jail only, since an account that is worth little elsewhere
+    /// must not open more tries here. What failed from there as the same user counts no more; all other failures do,
+    /// or one good account would buy any number of guesses at others. True where anything followed.
+    pub fn handle_success(&mut self, addr: IpAddr, user: Option<Mark>, at: Timestamp, never: &Allow) -> bool {
+        if self.spares(addr, never) {
+            return false;
+        }
+        let target = Target::of(addr);
+        if let Some(user) = user {
+            self.window.forgive(target, user, at);
+        }
+        if self.terms.friend_for.is_some() {
+            self.friends.note(target, at);
+        }
+        true
+    }
+
+    fn is_friend(&self, target: Target, at: Timestamp) -> bool {
+        self.terms.friend_for.is_some_and(|time| self.friends.knows(target, at, time))
+    }
+
+    /// Notes whom a stranger tried to be. So many others had tried it before, where that makes a series.
+    fn series(&mut self, failure: &Failure) -> Option<u32> {
+        let (user, addrs) = failure.user.zip(self.terms.user_addrs)?;
+        let target = Target::of(failure.addr);
+        let is_stranger = !self.is_friend(target, failure.at);
+        let pause = self.terms.findtime;
+        (is_stranger && self.series.record(user, target, failure.at, addrs, pause)).then_some(addrs)
+    }
+
+    /// Whether an address is not judged at all. The kernel lets `never` pass before any ban, so only the address itself
+    /// counts there; `ignoreip` of one jail has no such guard, so its neighbours in a /64 are spared too.
+    fn spares(&self, addr: IpAddr, never: &Allow) -> bool {
+        let addr = addr.to_canonical();
+        unbannable().covers(addr) || never.covers(addr) || self.terms.ignoreip.touches(Target::of(addr).net())
     }
 
     fn ask(&mut self, ban: Ban) -> Verdict {
-        // All that are asked for, not only the last: each may be taken, and the kernel keeps whichever came last.
-        let asked = self.asked.get(&ban.target).into_iter().flatten().copied();
-        let mut ends = asked.chain(self.bans.get(&ban.target).map(Ban::end));
-        let stands = ends.any(|end| match (end, ban.end()) {
+        let stands = self.ends_of(ban.target).any(|end| match (end, ban.end()) {
             (None, _) => true,
             (Some(_), None) => false,
             (Some(old), Some(new)) => new < old.plus(EXTENSION_MIN),
@@ -145,6 +232,13 @@ impl Jail {
         }
         self.note_asked(&ban);
         Verdict::Ban(ban)
+    }
+
+    /// When the bans of a target end, as they stand and as they are asked for: all of these, not only the last, since
+    /// each may be taken, and the kernel keeps whichever came last.
+    fn ends_of(&self, target: Target) -> impl Iterator<Item = Option<Timestamp>> {
+        let asked = self.asked.get(&target).into_iter().flatten().copied();
+        asked.chain(self.bans.get(&target).map(Ban::end))
     }
 
     /// A ban is on its way to the kernel; no shorter one is asked for after it.
@@ -171,12 +265,18 @@ impl Jail {
                     self.banned_total += 1;
                     self.offenders.note(ban.target, ban.at, self.forget());
                 }
+                if let Some(neighbours) = self.neighbours.as_mut().filter(|_| ban.target.is_network()) {
+                    neighbours.remember(ban.target, ban.at);
+                }
                 new
             }
             Change::Release { target, .. } => {
                 self.drop_ban(*target);
                 self.window.forget(*target);
                 self.offenders.pardon(*target);
+                if let Some(neighbours) = self.neighbours.as_mut() {
+                    neighbours.forget(*target);
+                }
                 false
             }
         }
@@ -225,19 +325,48 @@ impl Jail {
         self.bans.values()
     }
 
+    /// Bans believed of targets beyond `after`.
+    pub fn bans_after(&self, after: Option<Target>) -> impl Iterator<Item = &Ban> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.bans.range((start, Bound::Unbounded)).map(|(_, ban)| ban)
+    }
+
+    /// How many of the bans of hosts that are believed last beyond `moment`.
+    pub fn hosts_beyond(&self, moment: Timestamp) -> usize {
+        let over = self.ends.iter().take_while(|(end, _)| *end <= moment);
+        self.bans.len() - self.networks - over.filter(|(_, target)| !target.is_network()).count()
+    }
+
     /// How many earlier bans of a target count at `now`.
     pub fn earlier_bans(&self, target: Target, now: Timestamp) -> u32 {
         self.offenders.earlier(target, now, self.forget())
     }
 
-    /// How often a target was banned, and when last: to save it.
-    pub fn offender(&self, target: Target) -> Option<(u32, Timestamp)> {
-        self.offenders.record(target)
+    /// What is to be remembered of a target.
+    pub fn memory(&self, target: Target) -> Memory {
+        Memory {
+            jail: self.terms.name.clone(),
+            target,
+            times: self.window.times(target),
+            offender: self.offenders.record(target),
+            friend: self.friends.last(target),
+        }
     }
 
-    /// Takes back what was saved.
-    pub fn restore_offender(&mut self, target: Target, count: u32, last: Timestamp) {
-        self.offenders.restore(target, count, last);
+    /// Takes back what was saved of a target.
+    pub fn restore_memory(&mut self, memory: Memory) {
+        let Memory { target, times, offender, friend, .. } = memory;
+        let most = friend::maxretry(self.terms.maxretry) as usize - 1;
+        self.window.restore(target, times, most);
+        if let Some((count, last)) = offender {
+            self.offenders.restore(target, count, last);
+            if let Some(neighbours) = self.neighbours.as_mut() {
+                neighbours.remember(target, last);
+            }
+        }
+        if let Some(last) = friend {
+            self.friends.note(target, last);
+        }
     }
 
     fn forget(&self) -> Duration {
@@ -248,8 +377,9 @@ impl Jail {
         &self.window
     }
 
-    pub fn window_mut(&mut self) -> &mut Window {
-        &mut self.window
+    /// How many addresses, friends and users were forgotten before their time because there were too many.
+    pub fn forgotten_total(&self) -> u64 {
+        self.window.forgotten() + self.friends.forgotten() + self.series.forgotten()
     }
 
     pub fn failed_total(&self) -> u64 {
@@ -262,15 +392,17 @@ impl Jail {
 
     fn hold(&mut self, ban: Ban) -> bool {
         let new = self.drop_ban(ban.target).is_none();
-        self.ends.extend(ban.end().map(|end| (end, ban.target)));
+        self.ends.extend(ban.end().map(|end| (forgotten_at(end, ban.target), ban.target)));
+        self.networks += usize::from(ban.target.is_network());
         self.bans.insert(ban.target, ban);
         new
     }
 
     fn drop_ban(&mut self, target: Target) -> Option<Ban> {
         let ban = self.bans.remove(&target)?;
+        self.networks -= usize::from(target.is_network());
         if let Some(end) = ban.end() {
-            self.ends.remove(&(end, target));
+            self.ends.remove(&(forgotten_at(end, target), target));
         }
         Some(ban)
     }
@@ -279,16 +411,19 @@ impl Jail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::IpAddr;
 
     fn jail(maxretry: u32) -> Jail {
         Jail::new(Terms {
             name: "sshd".parse().unwrap(),
             maxretry,
             findtime: Duration::from_secs(600),
+            distinct: false,
+            user_addrs: None,
+            friend_for: None,
             bantime: Bantime::For(Duration::from_secs(60)),
             increment: None,
             hears_bans: false,
+            prefix: None,
             ignoreip: Allow::new(&["198.51.100.0/24".parse().unwrap(), "2001:db8:1::7/128".parse().unwrap()]),
         })
     }
@@ -299,6 +434,8 @@ mod tests {
             at: Timestamp::from_millis(second * 1_000),
             weight: 1,
             bantime: None,
+            user: None,
+            path: None,
         }
     }
 
@@ -424,6 +561,60 @@ mod tests {
     }
 
     #[test]
+    fn nobody_to_be_spared_becomes_a_friend() {
+        let mut jail = jail(1);
+        jail.terms.friend_for = Some(friend::FRIEND_FOR);
+        let own = Allow::new(&["192.0.2.7/32".parse().unwrap()]);
+        for addr in ["198.51.100.9", "192.0.2.7"] {
+            let at = Timestamp::from_millis(0);
+            assert!(!jail.handle_success(addr.parse().unwrap(), None, at, &own));
+            assert_eq!(jail.memory(target(addr)).friend, None);
+        }
+    }
+
+    #[test]
+    fn a_break_in_attempt_is_soft_for_nobody() {
+        let mut jail = jail(1);
+        jail.terms.friend_for = Some(friend::FRIEND_FOR);
+        let never = Allow::default();
+        let (addr, user) = ("192.0.2.1".parse().unwrap(), Some(Mark::MIN));
+        assert!(jail.handle_success(addr, user, Timestamp::from_millis(0), &never));
+        for second in 0..9 {
+            let verdict = jail.handle_failure(&failure("192.0.2.1", second), &never, 0, 0);
+            assert_eq!(verdict, Verdict::Counted(second as u32 + 1));
+        }
+        let day = Bantime::For(Duration::from_secs(86_400));
+        let attempt = Failure { bantime: Some(day), user, ..failure("192.0.2.1", 9) };
+        let Verdict::Ban(ban) = jail.handle_failure(&attempt, &never, 0, 0) else { panic!() };
+        assert_eq!(ban.bantime, day);
+        jail.terms.maxretry = 2;
+        assert_eq!(jail.handle_failure(&attempt, &never, 0, 0), Verdict::Counted(1));
+        jail.handle_success(addr, user, attempt.at, &never);
+        assert_eq!(jail.handle_failure(&attempt, &never, 0, 0), Verdict::Standing, "nor is it forgiven");
+    }
+
+    #[test]
+    fn a_name_that_many_strangers_tried_bans_the_next_but_no_friend() {
+        let mut jail = jail(5);
+        jail.terms.user_addrs = Some(2);
+        jail.terms.friend_for = Some(friend::FRIEND_FOR);
+        let never = Allow::default();
+        jail.handle_success("192.0.2.9".parse().unwrap(), None, Timestamp::from_millis(0), &never);
+        let mut fail =
+            |addr: &str, user| jail.handle_failure(&Failure { user, ..failure(addr, 1) }, &never, 0, 0);
+        let admin = Some(Mark::MIN);
+        for addr in ["192.0.2.9", "192.0.2.1", "192.0.2.2"] {
+            assert_eq!(fail(addr, admin), Verdict::Counted(1), "{addr}");
+        }
+        assert_eq!(fail("192.0.2.9", admin), Verdict::Counted(2), "a friend");
+        assert_eq!(fail("192.0.2.3", None), Verdict::Counted(1), "as nobody");
+        assert_eq!(fail("192.0.2.3", admin.map(|mark| mark.saturating_add(1))), Verdict::Counted(2));
+        let Verdict::Series(ban, 2) = fail("192.0.2.3", admin) else { panic!() };
+        assert_eq!(ban.bantime.to_string(), "1m");
+        assert!(matches!(fail("192.0.2.1", admin), Verdict::Series(..)), "who began it comes back");
+    }
+
+    #[test]
     fn one_64_is_one_target() {
         let mut jail = jail(3);
         let never = Allow::default();
@@ -431,6 +622,154 @@ mod tests {
         assert_eq!(jail.handle_failure(&failure("2001:db8::2", 0), &never, 0, 0), Verdict::Counted(2));
         assert_eq!(jail.handle_failure(&failure("2001:db8:0:1::2", 0), &never, 0, 0), Verdict::Counted(1));
         assert!(matches!(jail.handle_failure(&failure("2001:db8::3", 0), &never, 0, 0), Verdict::Ban(_)));
+    }
+
+    fn net_ban(net: &str, second: i64, seconds: u64) -> Ban {
+        Ban {
+            jail: "sshd".parse().unwrap(),
+            target: net.parse().unwrap(),
+            at: Timestamp::from_millis(second * 1_000),
+            bantime: Bantime::For(Duration::from_secs(seconds)),
+        }
+    }
+
+    /// A jail that bans a /24, /56 or /48 for two offenders in a minute.
+    fn jail_of_networks() -> Jail {
+        let findtime = Duration::from_secs(60);
+        let mut terms = jail(1).terms;
+        terms.prefix = Some(PrefixLaw { v4: vec![24], v6: vec![56, 48], offenders: 2, findtime });
+        Jail::new(terms)
+    }
+
+    /// The failure of an address that is banned for one, taken by the kernel, and what follows for its network.
+    fn banned(jail: &mut Jail, addr: &str, second: i64, never: &Allow) -> Vec<Change> {
+        let Verdict::Ban(ban) = jail.handle_failure(&failure(addr, second), never, 0, 0) else { panic!() };
+        assert!(jail.handle_taken(&Change::Ban(ban.clone())));
+        jail.handle_neighbour(&ban, never, ban.at)
+    }
+
+    #[test]
+    fn the_last_offender_of_many_bans_the_network_for_as_long_as_himself() {
+        let (mut jail, never) = (jail_of_networks(), Allow::default());
+        assert_eq!(banned(&mut jail, "192.0.2.1", 0, &never), []);
+        assert_eq!(banned(&mut jail, "192.0.2.2", 9, &never), [Change::Ban(net_ban("192.0.2.0/24", 9, 60))]);
+        assert!(jail.is_taken_over(net_ban("192.0.2.0/25", 0, 1).target), "also while it is only asked for");
+        assert_eq!(banned(&mut jail, "2001:db8:9::1", 10, &never), []);
+        let first = banned(&mut jail, "2001:db8:9:1::1", 10, &never);
+        assert_eq!(first, [Change::Ban(net_ban("2001:db8:9::/56", 10, 60))]);
+        jail.handle_taken(&first[0]);
+        let narrow = first[0].target();
+        let wide = [
+            Change::Release { jail: jail.terms.name.clone(), target: narrow },
+            Change::Ban(net_ban("2001:db8:9::/48", 20, 60)),
+        ];
+        assert_eq!(banned(&mut jail, "2001:db8:9:100::1", 20, &never), wide);
+    }
+
+    #[test]
+    fn no_rule_bans_a_network_with_somebody_to_be_spared_in_it() {
+        for (second, never) in [("198.51.101.9", "198.51.101.7/32"), ("2001:db8:1:1::", "::/128")] {
+            let (mut jail, never) = (jail_of_networks(), Allow::new(&[never.parse().unwrap()]));
+            let first = if second.contains(':') { "2001:db8:1:2::" } else { "198.51.101.8" };
+            assert_eq!(banned(&mut jail, first, 0, &never), []);
+            assert_eq!(banned(&mut jail, second, 0, &never), [], "{second}");
+        }
+    }
+
+    #[test]
+    fn no_rule_bans_a_network_with_a_friend_in_it_who_is_not_banned_himself() {
+        for (friend, spared) in [("192.0.2.9", true), ("192.0.2.1", false), ("192.0.3.9", false)] {
+            let (mut jail, never) = (jail_of_networks(), Allow::default());
+            jail.terms.friend_for = Some(Duration::from_secs(60));
+            banned(&mut jail, "192.0.2.1", 0, &never);
+            jail.handle_success(friend.parse().unwrap(), None, Timestamp::from_millis(500), &never);
+            assert_eq!(banned(&mut jail, "192.0.2.2", 1, &never).is_empty(), spared, "{friend}");
+        }
+    }
+
+    #[test]
+    fn the_bans_of_hosts_are_counted_apart_from_those_of_networks() {
+        let mut jail = jail(1);
+        for (target, seconds) in
+            [("192.0.2.0/24", 60), ("192.0.2.7", 60), ("192.0.2.8", 9), ("192.0.3.0/24", 9)]
+        {
+            jail.restore(net_ban(target, 0, seconds));
+        }
+        let at = |second: i64| Timestamp::from_millis(second * 1_000);
+        assert_eq!([0, 9, 60].map(|second| jail.hosts_beyond(at(second))), [2, 1, 0]);
+        jail.handle_timeout(at(60));
+        assert_eq!(
+            (jail.hosts_beyond(at(0)), jail.bans().len()),
+            (0, 1),
+            "a network is believed a little longer"
+        );
+    }
+
+    #[test]
+    fn a_ban_for_ever_is_the_hosts_own() {
+        let (mut jail, never) = (jail_of_networks(), Allow::default());
+        banned(&mut jail, "192.0.2.1", 0, &never);
+        let ban = Ban { bantime: Bantime::Forever, ..net_ban("192.0.2.2", 0, 1) };
+        assert!(jail.handle_taken(&Change::Ban(ban.clone())));
+        let wide = jail.handle_neighbour(&ban, &never, ban.at);
+        assert_eq!(wide, [Change::Ban(net_ban("192.0.2.0/24", 0, 60))]);
+        let late = Timestamp::from_millis(60_000);
+        assert_eq!(jail.handle_neighbour(&net_ban("192.0.2.3", 1, 10), &never, late), [], "it is over");
+    }
+
+    #[test]
+    fn networks_never_overlap_and_no_ban_is_shortened_by_another() {
+        let mut jail = jail(1);
+        let release =
+            |net: &str| Change::Release { jail: "sshd".parse().unwrap(), target: net.parse().unwrap() };
+        for ban in [net_ban("192.0.2.0/26", 0, 100), net_ban("192.0.2.9", 0, 1_000)] {
+            jail.restore(ban);
+        }
+        jail.note_asked(&net_ban("192.0.2.128/26", 0, 60));
+        let wide = net_ban("192.0.2.0/24", 0, 100);
+        let all = [release("192.0.2.0/26"), release("192.0.2.128/26"), Change::Ban(wide.clone())];
+        assert_eq!(jail.changes_for(&wide), Ok(all.to_vec()), "a host's own ban is left alone");
+        let shorter = net_ban("192.0.2.0/24", 0, 99);
+        assert_eq!(jail.changes_for(&shorter), Err("192.0.2.0/26".parse().unwrap()));
+        jail.handle_taken(&Change::Ban(wide.clone()));
+        jail.handle_taken(&release("192.0.2.0/26"));
+        let narrow = net_ban("192.0.2.64/26", 50, 1_000);
+        assert_eq!(jail.changes_for(&narrow), Err(wide.target));
+        let again = net_ban("192.0.2.0/24", 1, 7);
+        assert_eq!(
+            jail.changes_for(&again),
+            Ok(vec![Change::Ban(again.clone())]),
+            "nothing is taken over twice"
+        );
+        let host = net_ban("192.0.2.7", 0, 7);
+        assert_eq!(jail.changes_for(&host), Ok(vec![Change::Ban(host.clone())]));
+    }
+
+    #[test]
+    fn a_network_is_believed_until_its_element_is_gone_for_sure() {
+        let mut jail = jail(1);
+        let ban = net_ban("192.0.2.0/24", 0, 60);
+        jail.restore(ban.clone());
+        assert_eq!(jail.poll_timeout(), Some(Timestamp::from_millis(61_000)));
+        assert_eq!(jail.handle_timeout(Timestamp::from_millis(60_999)), []);
+        assert_eq!(jail.handle_timeout(Timestamp::from_millis(61_000)), [ban]);
+        assert_eq!(jail.poll_timeout(), None);
+    }
+
+    fn offender(target: Target) -> Memory {
+        let jail = "sshd".parse().unwrap();
+        Memory { jail, target, times: Vec::new(), offender: Some((1, Timestamp::default())), friend: None }
+    }
+
+    #[test]
+    fn neighbours_count_on_after_a_restart_and_the_pardoned_do_not() {
+        let (mut jail, never) = (jail_of_networks(), Allow::default());
+        jail.restore_memory(offender(target("192.0.2.1")));
+        assert_eq!(banned(&mut jail, "192.0.2.2", 0, &never).len(), 1);
+        jail.restore_memory(offender(target("203.0.113.1")));
+        let name = jail.terms.name.clone();
+        jail.handle_taken(&Change::Release { jail: name, target: target("203.0.113.1") });
+        assert_eq!(banned(&mut jail, "203.0.113.2", 0, &never), []);
     }
 
     #[test]

@@ -59,9 +59,11 @@ impl Firewall for Memory {
     fn table(&mut self, elements: bool) -> Result<Option<Table>, Refusal> {
         Ok(self.table.as_ref().map(|held| {
             let mut table = held.table.clone();
-            for set in table.sets.iter_mut().filter(|set| elements || !set.timeout) {
+            for set in table.sets.iter_mut().filter(|set| elements || !set.timeout || set.interval) {
                 set.elements = held.elements[&set.name].values().cloned().collect();
             }
+            let count = |(name, contents): (&String, &Contents)| (name.clone(), contents.len() as u32);
+            table.counts = held.elements.iter().map(count).collect();
             table
         }))
     }
@@ -73,7 +75,7 @@ impl Firewall for Memory {
 
     fn remaining(&mut self, jail: &JailName, target: Target) -> Result<Option<Standing>, Refusal> {
         let contents = self.table.as_ref().and_then(|held| held.elements.get(&set_name(jail, target)));
-        let element = contents.and_then(|contents| contents.get(&Key::Addr(target.network())));
+        let element = contents.and_then(|contents| contents.get(&Key::of(target)));
         Ok(element.map(|element| Standing {
             jail: jail.clone(),
             target,
@@ -97,6 +99,7 @@ fn explain(
             let (set, size) = (set.to_owned(), size(set).unwrap_or(0));
             Refusal::Full { operation, element, set, size }
         }
+        (Errno::EXIST, Some((set, _))) => Refusal::Overlaps { operation, element, set: set.to_owned() },
         (Errno::NOENT, _) => Refusal::Missing { operation, element, doing },
         _ => Refusal::Failed { operation: Some(operation), element, doing, errno },
     }
@@ -104,9 +107,9 @@ fn explain(
 
 fn perform(table: &mut Option<Held>, what: &Operation) -> Result<(), Fault> {
     match what {
-        Operation::AddTable(comment) => {
+        Operation::AddTable { comment, owned } => {
             table.get_or_insert_with(|| {
-                let table = Table { comment: Some(comment.clone()), ..Table::default() };
+                let table = Table { comment: Some(comment.clone()), owned: *owned, ..Table::default() };
                 Held { table, elements: BTreeMap::new() }
             });
             Ok(())
@@ -119,7 +122,7 @@ fn perform(table: &mut Option<Held>, what: &Operation) -> Result<(), Fault> {
 fn perform_in(held: &mut Held, what: &Operation) -> Result<(), Fault> {
     let table = &mut held.table;
     match what {
-        Operation::AddTable(_) | Operation::DeleteTable => {}
+        Operation::AddTable { .. } | Operation::DeleteTable => {}
         Operation::AddCounter(counter) => {
             if table.counter(&counter.name).is_none() {
                 table.counters.push(counter.clone());
@@ -244,7 +247,7 @@ mod tests {
             hooks: [crate::model::Hook::Prerouting].into(),
             capacity: 1,
         };
-        let layout = Layout { cells: vec![cell], never: Vec::new() };
+        let layout = Layout { cells: vec![cell], ..Layout::default() };
         memory.commit(&plan::install(&layout, None, &[])).unwrap();
         (memory, jail)
     }

@@ -11,7 +11,8 @@ use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 use super::attribute::Writer;
 use super::plan::set_name;
 use super::reply::{self, Mark, Reply, replies};
-use super::table::{KeyType, Set, Standing, TABLE, Table};
+use super::surroundings::{self, Surroundings};
+use super::table::{Element, Key, KeyType, Standing, TABLE, Table};
 use super::transaction::Transaction;
 use super::wire::*;
 use super::{Firewall, Refusal};
@@ -65,6 +66,13 @@ impl Netlink {
         Ok(addr.port_number())
     }
 
+    /// Whether this kernel lets a table have an owner that it outlives: Linux 6.9 does.
+    pub fn can_own(&mut self) -> bool {
+        let batch = Batch::owning(&format!("{TABLE}_probe"), self.sequence);
+        self.sequence = batch.next_sequence();
+        self.send(&batch.bytes).is_ok() && matches!(self.first_refusal(&batch), Ok(None))
+    }
+
     /// Where the limits may not be lifted, the kernel's usual ones do for 2,500 bans at once.
     fn widen(&self) {
         if sockopt::set_socket_send_buffer_size_force(&self.socket, SEND_BUFFER_BYTES).is_err() {
@@ -81,7 +89,7 @@ impl Netlink {
         generation.ok_or(Unanswered::Lost)
     }
 
-    /// Sends one request and hands each object of the answer to `take`.
+    /// Sends one request about the family of our table and hands each object of the answer to `take`.
     fn ask(
         &mut self,
         kind: u16,
@@ -89,9 +97,26 @@ impl Netlink {
         body: impl FnOnce(&mut Writer),
         mut take: impl FnMut(&[u8]),
     ) -> Result<(), Unanswered> {
+        self.ask_in(NFPROTO_INET, kind, dump, body, |family, body| {
+            // The generation is of no family.
+            if family == NFPROTO_INET || family == NFPROTO_UNSPEC {
+                take(body);
+            }
+        })
+    }
+
+    /// As [`Netlink::ask`], for any family, or for all.
+    fn ask_in(
+        &mut self,
+        family: u8,
+        kind: u16,
+        dump: bool,
+        body: impl FnOnce(&mut Writer),
+        mut take: impl FnMut(u8, &[u8]),
+    ) -> Result<(), Unanswered> {
         let asked = self.sequence;
         self.sequence = self.sequence.wrapping_add(1);
-        self.send(&request(kind, dump, asked, body)).map_err(Unanswered::Refused)?;
+        self.send(&request((family, kind), dump, asked, body)).map_err(Unanswered::Refused)?;
         let mut disturbed = false;
         loop {
             let Some(length) = self.receive()? else { return Err(Unanswered::Lost) };
@@ -102,9 +127,9 @@ impl Netlink {
                     Reply::Done { errno: 0, .. } if disturbed => return Err(Unanswered::Interrupted),
                     Reply::Done { errno: 0, .. } => return Ok(()),
                     Reply::Done { errno, .. } => return Err(refused(errno)),
-                    Reply::Object { body, interrupted, .. } => {
+                    Reply::Object { family, body, interrupted, .. } => {
                         disturbed |= interrupted;
-                        take(body);
+                        take(family, body);
                         if !dump {
                             return Ok(());
                         }
@@ -177,6 +202,13 @@ impl Netlink {
                 let (set, size) = (set.to_owned(), self.size(transaction, set));
                 Refusal::Full { operation, element, set, size }
             }
+            // Of two intervals that end alike the second is taken, and then not found.
+            (Errno::EXIST, Some((set, _)))
+            | (Errno::NOENT, Some((set, [Element { key: Key::Range(..), .. }])))
+                if element.is_some() =>
+            {
+                Refusal::Overlaps { operation, element, set: set.to_owned() }
+            }
             (Errno::NOENT, _) => Refusal::Missing { operation, element, doing },
             _ => Refusal::Failed { operation: Some(operation), element, doing, errno },
         }
@@ -221,14 +253,13 @@ impl Netlink {
     }
 
     fn read_table(&mut self, elements: bool) -> Result<Option<Table>, Unanswered> {
-        let mut table = Table::default();
         let mut found = None;
         let name = |writer: &mut Writer| writer.text(NFTA_TABLE_NAME, TABLE);
         match self.ask(NFT_MSG_GETTABLE, false, name, |body| found = reply::table(body)) {
             Err(Unanswered::Refused(Errno::NOENT)) => return Ok(None),
             other => other?,
         }
-        table.comment = found.flatten();
+        let mut table: Table = found.unwrap_or_default();
         self.ask(NFT_MSG_GETCHAIN, true, |_| {}, |body| table.chains.extend(reply::chain(body)))?;
         self.ask(NFT_MSG_GETRULE, true, name, |body| {
             let Some((chain, rule)) = reply::rule(body) else { return };
@@ -236,7 +267,10 @@ impl Netlink {
                 chain.rules.push(rule);
             }
         })?;
-        self.ask(NFT_MSG_GETSET, true, name, |body| table.sets.extend(reply::set(body)))?;
+        self.ask(NFT_MSG_GETSET, true, name, |body| {
+            table.sets.extend(reply::set(body));
+            table.counts.extend(reply::set_count(body));
+        })?;
         self.ask(NFT_MSG_GETOBJ, true, name, |body| match reply::object(body) {
             Some(Ok(counter)) => table.counters.push(counter),
             Some(Err(foreign)) => table.foreign.push(foreign),
@@ -244,21 +278,77 @@ impl Netlink {
         })?;
         self.ask(NFT_MSG_GETFLOWTABLE, true, name, |body| table.foreign.extend(reply::flow_table(body)))?;
         for set in table.sets.iter_mut().filter(|set| set.key != KeyType::Foreign) {
-            if elements || !set.timeout {
-                set.elements = reply::elements(set, self.marks(set)?);
+            if elements || !set.timeout || set.interval {
+                set.elements = reply::elements(set.interval, self.marks(&set.name)?);
             }
         }
         Ok(Some(table))
     }
 
-    fn marks(&mut self, set: &Set) -> Result<Vec<Mark>, Unanswered> {
+    /// What else there is: chains, flow tables and rules of everybody.
+    pub fn surroundings(&mut self) -> Result<Surroundings, Refusal> {
+        self.steadily("reading the ruleset", |netlink| {
+            let mut found = Surroundings::default();
+            let Surroundings { chains, flow_tables, .. } = &mut found;
+            netlink.ask_in(
+                NFPROTO_UNSPEC,
+                NFT_MSG_GETCHAIN,
+                true,
+                |_| {},
+                |family, body| {
+                    chains.extend(surroundings::base_chain(family, body));
+                },
+            )?;
+            netlink.ask_in(
+                NFPROTO_UNSPEC,
+                NFT_MSG_GETFLOWTABLE,
+                true,
+                |_| {},
+                |family, body| {
+                    flow_tables.extend(surroundings::flow_table(family, body));
+                },
+            )?;
+            netlink.ask_in(
+                NFPROTO_UNSPEC,
+                NFT_MSG_GETRULE,
+                true,
+                |_| {},
+                |family, body| {
+                    found.take_rule(family, body);
+                },
+            )?;
+            found.chains.sort_by(|one, other| (&one.hook, one.priority).cmp(&(&other.hook, other.priority)));
+            Ok(found)
+        })
+    }
+
+    fn marks(&mut self, set: &str) -> Result<Vec<Mark>, Unanswered> {
         let mut marks = Vec::new();
         let body = |writer: &mut Writer| {
             writer.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
-            writer.text(NFTA_SET_ELEM_LIST_SET, &set.name);
+            writer.text(NFTA_SET_ELEM_LIST_SET, set);
         };
         self.ask(NFT_MSG_GETSETELEM, true, body, |body| marks.extend(reply::marks(body)))?;
         Ok(marks)
+    }
+
+    /// One element; none where it or its set is not there.
+    fn element(&mut self, set: &str, key: Key) -> Result<Option<Element>, Unanswered> {
+        let mut marks = Vec::new();
+        let interval = matches!(key, Key::Range(..));
+        let asked = match interval {
+            // Asked for one address, the kernel would name whatever interval holds it.
+            true => self.marks(set).map(|all| marks = all),
+            false => {
+                let body = |writer: &mut Writer| one_element(writer, set, key);
+                self.ask(NFT_MSG_GETSETELEM, false, body, |body| marks = reply::marks(body))
+            }
+        };
+        match asked {
+            Err(Unanswered::Refused(Errno::NOENT)) => return Ok(None),
+            other => other?,
+        }
+        Ok(reply::elements(interval, marks).into_iter().find(|element| element.key == key))
     }
 }
 
@@ -303,19 +393,10 @@ impl Firewall for Netlink {
 
     fn remaining(&mut self, jail: &JailName, target: Target) -> Result<Option<Standing>, Refusal> {
         let set = set_name(jail, target);
-        let mut marks = Vec::new();
-        let body = |writer: &mut Writer| one_element(writer, &set, target.network());
-        match self.ask(NFT_MSG_GETSETELEM, false, body, |body| marks = reply::marks(body)) {
-            Ok(()) => {}
-            Err(Unanswered::Refused(Errno::NOENT)) => return Ok(None),
-            Err(other) => return Err(not_read(&format!("looking up {target} in set {set}"), other)),
-        }
-        Ok(marks.pop().map(|mark| Standing {
-            jail: jail.clone(),
-            target,
-            timeout: mark.timeout,
-            expires: mark.expires,
-        }))
+        let doing = format!("looking up {target} in set {set}");
+        let held = self.steadily(&doing, |netlink| netlink.element(&set, Key::of(target)))?;
+        let jail = jail.clone();
+        Ok(held.map(|Element { timeout, expires, .. }| Standing { jail, target, timeout, expires }))
     }
 }
 

@@ -46,7 +46,8 @@ pub struct Damage {
 }
 
 impl Damage {
-    fn is_some(&self) -> bool {
+    /// Whether there is any.
+    pub fn is_some(&self) -> bool {
         self.structure || self.missed || !self.touched.is_empty()
     }
 

@@ -8,7 +8,7 @@ use super::attribute::{
     HEADER_BYTES, Message, attributes, be32, find, find_be32, find_be64, find_text, messages, ne32,
 };
 use super::rule;
-use super::table::{Chain, Counter, Element, Key, KeyType, Place, Rule, Set, Standing, TABLE};
+use super::table::{Chain, Counter, Element, Key, KeyType, Place, Rule, Set, Standing, TABLE, Table};
 use super::wire::*;
 use crate::model::{Dropped, Hook, JailName, Target};
 
@@ -27,8 +27,8 @@ pub enum Reply<'a> {
     Error { sequence: u32, errno: i32, offset: Option<u32> },
     /// The dump is complete.
     Done { sequence: u32, errno: i32 },
-    /// One object; `interrupted` says that the ruleset changed under the dump.
-    Object { sequence: u32, body: &'a [u8], interrupted: bool },
+    /// One object of a protocol family; `interrupted` says that the ruleset changed under the dump.
+    Object { sequence: u32, family: u8, body: &'a [u8], interrupted: bool },
 }
 
 impl Reply<'_> {
@@ -51,10 +51,8 @@ pub fn replies(bytes: &[u8]) -> impl Iterator<Item = Reply<'_>> {
             NLMSG_DONE => Some(Reply::Done { sequence, errno }),
             kind if kind >> 8 == NFNL_SUBSYS_NFTABLES => {
                 let interrupted = flags & NLM_F_DUMP_INTR != 0;
-                let inet = payload
-                    .first()
-                    .is_some_and(|family| *family == NFPROTO_INET || kind as u8 == NFT_MSG_NEWGEN as u8);
-                inet.then_some(Reply::Object { sequence, body: message.body(), interrupted })
+                let family = *payload.first()?;
+                Some(Reply::Object { sequence, family, body: message.body(), interrupted })
             }
             _ => None,
         }
@@ -86,10 +84,13 @@ pub fn committer(body: &[u8]) -> String {
     }
 }
 
-/// The comment of our table, where the object is our table.
-pub fn table(body: &[u8]) -> Option<Option<String>> {
+/// Our table without anything in it, where the object is our table.
+pub fn table(body: &[u8]) -> Option<Table> {
     ours(body)?;
-    Some(find(body, NFTA_TABLE_USERDATA).and_then(|notes| read_note(notes, NOTE_TABLE_COMMENT)))
+    // Without its owner a table keeps the other flag.
+    let owned = find_be32(body, NFTA_TABLE_FLAGS).is_some_and(|flags| flags & NFT_TABLE_F_PERSIST != 0);
+    let comment = find(body, NFTA_TABLE_USERDATA).and_then(|notes| read_note(notes, NOTE_TABLE_COMMENT));
+    Some(Table { comment, owned, ..Table::default() })
 }
 
 pub fn chain(body: &[u8]) -> Option<Chain> {
@@ -139,6 +140,12 @@ pub fn set(body: &[u8]) -> Option<Set> {
     })
 }
 
+/// How many elements a set holds, where the kernel tells it: those that ended count until they are collected.
+pub fn set_count(body: &[u8]) -> Option<(String, u32)> {
+    ours(body)?;
+    Some((find_text(body, NFTA_SET_NAME)?, find_be32(body, NFTA_SET_COUNT)?))
+}
+
 /// A counter, or the name and number of an object of another kind.
 pub fn object(body: &[u8]) -> Option<Result<Counter, String>> {
     ours(body)?;
@@ -170,8 +177,8 @@ fn ours(body: &[u8]) -> Option<()> {
 pub struct Mark {
     key: Key,
     end: bool,
-    pub timeout: Option<Duration>,
-    pub expires: Option<Duration>,
+    timeout: Option<Duration>,
+    expires: Option<Duration>,
 }
 
 /// The elements in one message of a dump; those of no known key are left out.
@@ -206,9 +213,9 @@ fn mark(element: &[u8]) -> Option<Mark> {
     Some(Mark { key, end: flags & NFT_SET_ELEM_INTERVAL_END != 0, timeout, expires })
 }
 
-/// All marks of one set as its elements; in interval sets a beginning pairs with the end that follows it.
-pub fn elements(set: &Set, mut marks: Vec<Mark>) -> Vec<Element> {
-    if !set.interval {
+/// All marks of one set as its elements; in an interval set a beginning pairs with the end that follows it.
+pub fn elements(interval: bool, mut marks: Vec<Mark>) -> Vec<Element> {
+    if !interval {
         let element = |mark: Mark| Element { key: mark.key, timeout: mark.timeout, expires: mark.expires };
         return marks.into_iter().map(element).collect();
     }
@@ -265,9 +272,8 @@ mod tests {
     }
 
     fn read_all(body: &[u8]) {
-        let set = interval_set();
         let _ = (generation(body), table(body), chain(body), rule(body), object(body), flow_table(body));
-        let _ = (super::set(body), elements(&set, marks(body)));
+        let _ = (super::set(body), set_count(body), elements(true, marks(body)));
     }
 
     #[test]
@@ -283,7 +289,7 @@ mod tests {
                 sent(Operation::AddElements { set: "ignore_v4".into(), elements: wanted.clone().into() });
             let mut marks = marks(&body);
             marks.reverse();
-            assert_eq!(elements(&interval_set(), marks), wanted);
+            assert_eq!(elements(true, marks), wanted);
         }
     }
 
@@ -328,7 +334,7 @@ mod tests {
             let element = Element::lasting(Key::Service(6, 22), Some(Duration::from_secs(1)), None);
             let mut bodies = vec![
                 sent(Operation::AddSet(interval_set())),
-                sent(Operation::AddTable("x".to_owned())),
+                sent(Operation::AddTable { comment: "x".to_owned(), owned: false }),
                 sent(Operation::AddRule { chain: "c".into(), rule: Rule::Jump { chain: "d".into() } }),
                 sent(Operation::AddChain(Chain { name: "c".into(), place: Place::At(Hook::Input), rules: vec![] })),
                 sent(Operation::AddElements { set: "s".into(), elements: vec![element; 3].into() }),

@@ -1,5 +1,7 @@
-//! An event as one line of text. Nothing from a log stands in it, only what we parsed.
+//! An event as one line of text. Nothing from a log stands in it but what we parsed, and names only escaped.
 #![forbid(unsafe_code)]
+
+use std::net::IpAddr;
 
 use crate::model::Event;
 
@@ -7,6 +9,12 @@ pub fn text(event: &Event) -> String {
     match event {
         Event::Failed { jail, addr, count, maxretry, .. } => {
             format!("{jail}: {addr} failed ({count} of {maxretry})")
+        }
+        Event::Series { jail, addr, user, addrs } => {
+            let user = user.escape_debug();
+            format!(
+                "{jail}: {addr} is to be banned at once: user \"{user}\" was tried from {addrs} addresses before"
+            )
         }
         Event::Ignored { jail, addr } => format!("{jail}: {addr} failed, but is never banned"),
         Event::Overdue { ban } => {
@@ -17,7 +25,10 @@ pub fn text(event: &Event) -> String {
             format!("{}: {} stays banned, again for {}", ban.jail, ban.target, ban.bantime)
         }
         Event::PutBack { ban } => {
-            format!("{}: {} was taken out of the kernel, and is banned again", ban.jail, ban.target)
+            format!(
+                "{}: {} was taken out of the kernel or changed there, and is banned as before",
+                ban.jail, ban.target
+            )
         }
         Event::Repaired { by } => {
             format!("{by} removed or changed our table or a part of it: it is back, with every ban")
@@ -30,6 +41,15 @@ pub fn text(event: &Event) -> String {
         Event::Ended { ban } => format!("{}: the ban of {} is over", ban.jail, ban.target),
         Event::Refused { jail, target, why } => format!("{jail}: {target} is NOT banned: {why}"),
     }
+}
+
+/// A log that names only a proxy, and what to do about it.
+pub fn proxied(log: &str, addr: IpAddr, trusted: bool) -> String {
+    let who = if trusted { "your proxy:" } else { "which is never banned: if that is a proxy," };
+    format!(
+        "every failure in {log} comes from {addr}, {who} log the real client (nginx: set_real_ip_from and \
+         real_ip_header; apache: mod_remoteip), or nobody can be banned"
+    )
 }
 
 #[cfg(test)]
@@ -47,5 +67,13 @@ mod tests {
             bantime: Bantime::For(Duration::from_secs(5_400)),
         };
         assert_eq!(text(&Event::Banned { ban }), "sshd: banned 2001:db8::/64 for 1h30m");
+    }
+
+    #[test]
+    fn a_name_that_an_attacker_chose_stays_within_its_quotes_and_its_line() {
+        let (jail, addr) = ("sshd".parse().unwrap(), "192.0.2.1".parse().unwrap());
+        let series = Event::Series { jail, addr, user: "a\" b\nsshd: c".to_owned(), addrs: 8 };
+        let wanted = r#"sshd: 192.0.2.1 is to be banned at once: user "a\" b\nsshd: c" was tried from 8 addresses before"#;
+        assert_eq!(text(&series), wanted);
     }
 }

@@ -1,5 +1,6 @@
 //! Who hears what happened: for now the log of the agent itself.
 
+pub mod findings;
 pub mod message;
 pub mod screen;
 

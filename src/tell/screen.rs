@@ -2,7 +2,10 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{Hook, Span, Timestamp};
-use crate::status::{BanStatus, JailStatus, Repairs, Replayed, SourceStatus, Status};
+use crate::status::{BanStatus, IgnoredStatus, JailStatus, Repairs, Replayed, SourceStatus, Status, brief};
+
+/// So many of those who are spared by hand are named in the status.
+const IGNORED_SHOWN: usize = 10;
 
 /// The whole status: one line that says how things stand, then jails, then sources.
 pub fn status(status: &Status) -> String {
@@ -13,6 +16,14 @@ pub fn status(status: &Status) -> String {
     if let Repairs { total, last: Some(last), by: Some(by) } = &status.repairs {
         let age = Span(status.now.since(*last));
         text += &format!("  our table was put back {total} times, last {age} ago after a change by {by}\n");
+    }
+    if !status.ignored.is_empty() {
+        let shown: Vec<String> = status.ignored.iter().take(IGNORED_SHOWN).map(brief).collect();
+        let more = match status.ignored.len() - shown.len() {
+            0 => String::new(),
+            more => format!(" and {more} more (nftjail ignore list)"),
+        };
+        text += &format!("  never banned, by hand: {}{more}\n", shown.join(", "));
     }
     for jail in status.jails.iter().filter(|jail| jail.forgotten_total > 0) {
         text += &format!(
@@ -39,20 +50,19 @@ pub fn status(status: &Status) -> String {
     }));
     text += "\n";
     text += &columns(&rows);
-    let mut rows = vec![row(&["SOURCE", "STATE", "LINES", "LAST LINE"])];
+    let mut rows = vec![row(&["SOURCE", "STATE", "LINES", "LOST", "TOO LONG", "LAST LINE"])];
     rows.extend(status.sources.iter().map(|source| {
         let age = source.last_line.map(|at| format!("{} ago", Span(status.now.since(at))));
         let mut state = source.state.clone();
         if source.behind > 0 {
             state += &format!(", {} KiB behind", source.behind.div_ceil(1024));
         }
-        if source.shed > 0 {
-            state += &format!(", {} lines dropped", source.shed);
-        }
         vec![
             source.name.clone(),
             state,
             source.lines.to_string(),
+            source.lost.to_string(),
+            source.overlong.to_string(),
             age.unwrap_or_else(|| "none yet".to_owned()),
         ]
     }));
@@ -106,6 +116,16 @@ pub fn bans(bans: &[BanStatus], now: Timestamp) -> String {
     columns(&rows)
 }
 
+/// Who is never banned, and who says so.
+pub fn ignored(ignored: &[IgnoredStatus]) -> String {
+    let mut rows = vec![row(&["NEVER BANNED", "JAIL", "FROM"])];
+    rows.extend(ignored.iter().map(|who| {
+        let jail = who.jail.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
+        vec![brief(&who.net), jail, who.from.clone()]
+    }));
+    columns(&rows)
+}
+
 /// Who would have been banned, and who nearly.
 pub fn replayed(replayed: &Replayed) -> String {
     let mut rows = vec![row(&["JAIL", "WOULD BE BANNED", "AT", "FOR"])];
@@ -155,6 +175,8 @@ mod tests {
             version: "0.1.0".to_owned(),
             pid: 7,
             started: Timestamp::from_millis(0),
+            loaded: Timestamp::from_millis(0),
+            audited: None,
             now: Timestamp::from_millis(60_000),
             repairs: Repairs::default(),
             pending: 0,
@@ -181,10 +203,12 @@ mod tests {
                 name: "/var/log/auth.log".to_owned(),
                 state: "following".to_owned(),
                 lines: 300,
-                shed: 0,
                 behind: 0,
+                overlong: 2,
+                lost: 0,
                 last_line: Some(Timestamp::from_millis(57_000)),
             }],
+            ignored: Vec::new(),
             troubles: Vec::new(),
         }
     }
@@ -197,8 +221,8 @@ mod tests {
 JAIL  BANNED  TOTAL  FAILING  FAILED  DROPPED  PORTS   TERMS
 sshd  1       3      2        12      44       22/tcp  5 in 10m: 1h
 
-SOURCE             STATE      LINES  LAST LINE
-/var/log/auth.log  following  300    3s ago
+SOURCE             STATE      LINES  LOST  TOO LONG  LAST LINE
+/var/log/auth.log  following  300    0     2         3s ago
 ";
         assert_eq!(status(&sample()), wanted);
     }
@@ -209,6 +233,30 @@ SOURCE             STATE      LINES  LAST LINE
         assert_eq!(hooks(&jail), "");
         jail.hooks = vec![Hook::Input, Hook::Forward];
         assert_eq!(hooks(&jail), " at input, forward");
+    }
+
+    #[test]
+    fn who_is_spared_by_hand_is_named() {
+        let mut status = sample();
+        status.ignored = (1..13)
+            .map(|n| format!("192.0.2.{n}/32").parse().unwrap())
+            .chain(["2001:db8::/32".parse().unwrap()])
+            .collect();
+        let text = super::status(&status);
+        assert!(text.contains("\n  never banned, by hand: 192.0.2.1, 192.0.2.2, "), "{text}");
+        assert!(text.contains(", 192.0.2.10 and 3 more (nftjail ignore list)\n"), "{text}");
+        let jail = Some("sshd".parse().unwrap());
+        let list = [(None, "hand"), (jail, "ignoreip (a.yaml:3)")].map(|(jail, from)| IgnoredStatus {
+            net: "192.0.2.0/24".parse().unwrap(),
+            jail,
+            from: from.to_owned(),
+        });
+        let wanted = "\
+NEVER BANNED  JAIL  FROM
+192.0.2.0/24  all   hand
+192.0.2.0/24  sshd  ignoreip (a.yaml:3)
+";
+        assert_eq!(ignored(&list), wanted);
     }
 
     #[test]

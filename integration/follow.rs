@@ -2,11 +2,11 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use nftjail::acquire::bisect::Age;
@@ -92,6 +92,101 @@ fn what_is_not_a_file_is_refused_and_a_file_in_its_place_is_read() {
         assert!(follower.trouble().is_none());
         fs::remove_file(&path).unwrap();
     }
+}
+
+/// A directory that belongs to an unprivileged user, as that of a web application's logs does.
+fn foreign_dir(root: &Path) -> PathBuf {
+    let dir = root.join("foreign");
+    fs::create_dir(&dir).unwrap();
+    chown(&dir, Some(NOBODY), Some(NOBODY)).unwrap();
+    dir
+}
+
+const NOBODY: u32 = 65_534;
+
+#[test]
+fn nobody_who_may_write_beside_a_log_has_us_read_a_file_of_others() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = foreign_dir(root.path());
+    let secrets = root.path().join("secrets");
+    fs::create_dir(&secrets).unwrap();
+    append(&secrets.join("log"), "secret\n");
+    let path = dir.join("log");
+    let own = dir.join("own");
+    append(&own, "own\n");
+    chown(&own, Some(NOBODY), None).unwrap();
+    type Put<'a> = (&'a str, &'a dyn Fn(), &'a [&'a str]);
+    let link = |to: &Path, owner: u32| {
+        symlink(to, &path).unwrap();
+        lchown(&path, Some(owner), None).unwrap();
+    };
+    let puts: [Put; 6] = [
+        ("a link to the file", &|| link(&secrets.join("log"), NOBODY), &[]),
+        ("a link to a device", &|| link(Path::new("/dev/zero"), NOBODY), &[]),
+        ("a link to shadow", &|| link(Path::new("/etc/shadow"), NOBODY), &[]),
+        ("a second name of the file", &|| fs::hard_link(secrets.join("log"), &path).unwrap(), &[]),
+        ("a link to a file of its owner", &|| link(&own, NOBODY), &["own"]),
+        ("a link that root made", &|| link(&secrets.join("log"), 0), &["secret"]),
+    ];
+    for (name, put, lines) in puts {
+        put();
+        let mut follower = follow(&path);
+        assert_eq!(read(&mut follower).0, lines, "{name}");
+        assert_eq!(follower.trouble().is_none(), !lines.is_empty(), "{name}");
+        fs::remove_file(&path).unwrap();
+    }
+
+    // Also where the link is further up.
+    let (logs, path) = (dir.join("logs"), dir.join("logs/log"));
+    symlink(&secrets, &logs).unwrap();
+    lchown(&logs, Some(NOBODY), None).unwrap();
+    let mut follower = follow(&path);
+    assert_eq!(read(&mut follower).0, [""; 0]);
+    let text = follower.trouble().unwrap().to_string();
+    let expected = format!(
+        "not reading {}: the symbolic link {} belongs to user 65534 and leads to a file of user 0: give the link to \
+         root, or name that file itself",
+        path.display(),
+        logs.display()
+    );
+    assert_eq!(text, expected);
+    fs::remove_file(&logs).unwrap();
+    fs::create_dir(&logs).unwrap();
+    append(&path, "line\n");
+    assert_eq!(read(&mut follower).0, ["line"], "what takes its place is read");
+}
+
+#[test]
+fn a_log_that_is_swapped_for_a_link_while_it_is_read_gives_nothing_away() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = foreign_dir(root.path());
+    let (secret, path, new) = (root.path().join("secret"), dir.join("log"), dir.join("new"));
+    append(&secret, "secret\n");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..4_000 {
+                match round % 3 {
+                    0 => symlink(&secret, &new).unwrap(),
+                    1 => rustix::fs::mknodat(CWD, &new, FileType::Fifo, Mode::RWXU, 0).unwrap(),
+                    _ => append(&new, "line\n"),
+                }
+                lchown(&new, Some(NOBODY), None).unwrap();
+                fs::rename(&new, &path).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let mut follower = follow(&path);
+        while !done.load(Ordering::Relaxed) {
+            assert!(read(&mut follower).0.iter().all(|line| line.starts_with("line")));
+        }
+    });
 }
 
 #[test]

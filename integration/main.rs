@@ -3,6 +3,7 @@
 mod crowds;
 mod examples;
 mod follow;
+mod globs;
 mod judging;
 mod reallogs;
 mod rules;

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::follow::{ALL, NOW, append, follow, read, share, unprivileged};
 
-const ID: SourceId = SourceId(1);
+const ID: SourceId = SourceId(1, 0);
 
 /// Its name, what is done, and the lines that can be read then.
 type Step<'a> = (&'a str, &'a dyn Fn(), &'a [&'a str]);
@@ -132,17 +132,17 @@ fn two_followers_in_one_directory_are_woken_each_for_its_own() {
     let paths = [dir.path().join("one"), dir.path().join("two")];
     let mut watch = Watch::new().unwrap();
     let mut followers: BTreeMap<_, _> =
-        [1, 2].into_iter().map(|n| (SourceId(n), follow(&paths[n as usize - 1]))).collect();
+        [1, 2].into_iter().map(|n| (SourceId(n, 0), follow(&paths[n as usize - 1]))).collect();
     for (id, follower) in &mut followers {
         let _ = read(follower);
         let _ = watch.aim(*id, follower);
     }
     append(&paths[1], "line\n");
-    assert_eq!(watch.wake().unwrap().sources, [SourceId(2)].into());
-    watch.forget(SourceId(2));
+    assert_eq!(watch.wake().unwrap().sources, [SourceId(2, 0)].into());
+    watch.forget(SourceId(2, 0));
     append(&paths[0], "line\n");
     fs::rename(&paths[1], dir.path().join("three")).unwrap();
-    assert_eq!(watch.wake().unwrap().sources, [SourceId(1)].into());
+    assert_eq!(watch.wake().unwrap().sources, [SourceId(1, 0)].into());
 }
 
 #[test]

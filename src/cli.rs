@@ -1,6 +1,6 @@
 //! The verbs and their printing; the only file that knows exit codes.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -492,16 +492,25 @@ fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
 /// What the agent will find in this place.
 fn outlook(place: &Place) -> String {
     let found = match place {
-        Place::File(path) => match File::open(path) {
-            Ok(_) => Ok("ok"),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok("is not there yet, will be waited for")
+        // What is not a file is not opened: a FIFO would hold us.
+        Place::File(path) => {
+            match fs::metadata(path).map(|found| found.is_file().then(|| File::open(path))) {
+                Ok(None) => Ok("is not a file, one will be waited for".to_owned()),
+                Ok(Some(Ok(_))) => Ok("ok".to_owned()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    Ok("is not there yet, will be waited for".to_owned())
+                }
+                Ok(Some(Err(error))) | Err(error) => Err(plain(&error)),
             }
-            Err(error) => Err(plain(&error)),
-        },
-        Place::Stream(channel) => Stream::of(channel, place.to_string()).outlook(),
+        }
+        Place::Glob(glob) => Ok(match glob.count() {
+            0 => "matches nothing yet, will be waited for".to_owned(),
+            1 => "matches 1 file".to_owned(),
+            many => format!("matches {many} files"),
+        }),
+        Place::Stream(channel) => Stream::of(channel, place.to_string()).outlook().map(str::to_owned),
     };
-    found.map_or_else(|why| format!("cannot be read: {why}"), str::to_owned)
+    found.unwrap_or_else(|why| format!("cannot be read: {why}"))
 }
 
 #[cfg(test)]

@@ -307,7 +307,7 @@ fn resolve_jail(
     }
     // A jail recidive that names no log hears the bans of the other jails themselves.
     let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none() && keys.command.is_none();
-    let logpath = places(keys.logpath, keys.command, hears_bans, &rule);
+    let logpath = places(keys.logpath, keys.command, hears_bans, &rule)?;
     let ports = ports::ports(keys.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
     let zone = keys.tz.map(|tz| sheet::zone(&tz.value)).transpose()?;
     let increment = keys.increment.map(|key| key.value.increment()).transpose()?;
@@ -354,23 +354,33 @@ fn places(
     command: Option<Spanned<Many<String>>>,
     hears_bans: bool,
     rule: &Rule,
-) -> Vec<Place> {
+) -> Result<Vec<Place>, String> {
     let command = command.map(|command| Place::Stream(Channel::Command(command.value.0)));
     let named = match logpath {
         Some(Many(paths)) => paths,
         None if hears_bans || command.is_some() => Vec::new(),
-        None => default_logpath(rule.logpath()),
+        None => default_logpath(rule)?,
     };
-    named.into_iter().chain(command).collect()
+    Ok(named.into_iter().chain(command).collect())
 }
 
 /// The first log that is there, since distributions differ; all of them where none is, to wait for.
-fn default_logpath(candidates: &[String]) -> Vec<Place> {
-    let candidates = || candidates.iter().map(|path| Place::File(path.into()));
-    match candidates().find(|place| place.file().is_some_and(Path::exists)) {
-        Some(place) => vec![place],
-        None => candidates().collect(),
-    }
+fn default_logpath(rule: &Rule) -> Result<Vec<Place>, String> {
+    let candidates: Vec<Place> = rule
+        .logpath()
+        .iter()
+        .map(|text| text.parse())
+        .collect::<Result<_, String>>()
+        .map_err(|wrong| format!("the logpath of the rule {}: {wrong}", rule.name()))?;
+    let is_there = |place: &&Place| match place {
+        Place::File(path) => path.exists(),
+        Place::Glob(glob) => glob.count() > 0,
+        Place::Stream(_) => false,
+    };
+    Ok(match candidates.iter().find(is_there) {
+        Some(place) => vec![place.clone()],
+        None => candidates,
+    })
 }
 
 #[cfg(test)]
@@ -533,6 +543,23 @@ mod tests {
         let wanted = PrefixLaw { v4: vec![12, 24], v6: vec![32], offenders: 3, findtime };
         assert_eq!(law_of(&format!(", {counts}")), Some(wanted));
         assert_eq!(law_of(""), None);
+    }
+
+    #[test]
+    fn a_pattern_that_is_not_understood_is_pointed_at() {
+        let fault =
+            load("jails:\n  sshd:\n    logpath: [/var/log/auth.log, /var/log/**/auth.log]\n").unwrap_err();
+        assert_eq!((fault[0].line, fault[0].column), (3, 34));
+        assert_eq!(fault[0].message, "\"**\" is not understood: write one * for each folder on the way");
+    }
+
+    #[test]
+    fn every_shipped_rule_names_logs_that_can_be_followed() {
+        let library = Library::shipped();
+        for name in library.names() {
+            let rule = library.compile(name, None).unwrap();
+            assert!(default_logpath(&rule).is_ok(), "{name}");
+        }
     }
 
     #[test]

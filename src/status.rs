@@ -70,7 +70,7 @@ pub struct JailStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceStatus {
     pub name: String,
-    /// `following`, or what it waits for, in words.
+    /// What begins with `following`, or what it waits for, in words.
     pub state: String,
     pub lines: u64,
     /// Bytes that are written and not read yet.
@@ -80,6 +80,13 @@ pub struct SourceStatus {
     /// Lines that the kernel dropped because they came faster than they were read.
     pub lost: u64,
     pub last_line: Option<Timestamp>,
+}
+
+impl SourceStatus {
+    /// Whether lines are read from it.
+    pub fn is_read(&self) -> bool {
+        self.state.starts_with("following")
+    }
 }
 
 /// One ban as it is listed.

@@ -1,6 +1,8 @@
 //! Is this still the same file? Its device, its inode and a fingerprint of its first bytes say so.
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 /// How many bytes at the beginning of a file its fingerprint covers at most.
@@ -42,7 +44,7 @@ impl Head {
     }
 
     /// Whether a file that begins with these bytes begins with the ones that this covers.
-    fn begins(self, bytes: &[u8]) -> bool {
+    pub fn begins(self, bytes: &[u8]) -> bool {
         bytes.get(..usize::from(self.len)).is_some_and(|known| Head::of(known) == self)
     }
 }
@@ -64,6 +66,38 @@ pub struct Position {
     pub offset: u64,
 }
 
+/// Everything to remember of one followed name over a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Positions {
+    /// A position in each file that lines may still be read from, oldest first.
+    pub open: Vec<Position>,
+    /// How the last files began that were read to their end, or truncated: what begins so is a copy of them.
+    pub past: VecDeque<Head>,
+    /// When the file that had the name was last seen to be written to, in nanoseconds since 1970. What a rotator
+    /// made later was not read.
+    pub since: Option<i64>,
+}
+
+/// How many past beginnings are remembered for one name.
+pub const PAST_MAX: usize = 16;
+
+impl Positions {
+    /// Whether nothing was ever read.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.past.is_empty()
+    }
+
+    /// Remembers a beginning, and forgets the oldest where there are too many.
+    pub fn pass(&mut self, head: Head) {
+        if !head.is_empty() && !self.past.contains(&head) {
+            self.past.push_back(head);
+            while self.past.len() > PAST_MAX {
+                self.past.pop_front();
+            }
+        }
+    }
+}
+
 /// A file as it is found now: what fstat(2) and its first bytes say.
 #[derive(Clone, Copy, Debug)]
 pub struct Glimpse<'a> {
@@ -72,6 +106,8 @@ pub struct Glimpse<'a> {
     pub size: u64,
     /// How many names the file has; none once it is deleted and only kept by those who have it open.
     pub links: u64,
+    /// When it was last written to, in nanoseconds since 1970.
+    pub written: i64,
     /// The first [`HEAD_BYTES_MAX`] bytes, or all of a shorter file.
     pub head: &'a [u8],
 }
@@ -130,6 +166,13 @@ impl Position {
             Verdict::Truncated | Verdict::Replaced => None,
         }
     }
+
+    /// The position in a copy of the file, such as logrotate's `copytruncate` makes: in what begins alike.
+    pub fn copied_to(&self, found: &Glimpse) -> Option<Position> {
+        let head = self.identity.head;
+        let is_copy = self.identity.inode != found.inode && !head.is_empty() && head.begins(found.head);
+        is_copy.then(|| Position { identity: Identity { head, ..Identity::of(found) }, ..*self })
+    }
 }
 
 #[cfg(test)]
@@ -138,7 +181,7 @@ mod tests {
 
     fn glimpse(inode: u64, content: &[u8]) -> Glimpse<'_> {
         let head = &content[..content.len().min(HEAD_BYTES_MAX)];
-        Glimpse { dev: 1, inode, size: content.len() as u64, links: 1, head }
+        Glimpse { dev: 1, inode, size: content.len() as u64, links: 1, written: 0, head }
     }
 
     #[test]

@@ -22,23 +22,30 @@ use thiserror::Error;
 
 use crate::model::plain;
 
+use self::glob::{Wanted, Way};
+use files::Files;
+
 pub mod archive;
 pub mod bisect;
 mod command;
 mod datagram;
 mod fifo;
 pub mod file;
+pub mod files;
+pub mod glob;
 pub mod identity;
+mod open;
 pub mod place;
 pub mod ready;
+pub mod rotated;
 pub mod splitter;
 mod stdin;
 pub mod stream;
 mod tail;
 
-/// Which source a line came from: a number that the daemon gives to each.
+/// What is read: the number of a source, and the number of a file among those of one pattern, which is 0 elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SourceId(pub u32);
+pub struct SourceId(pub u32, pub u32);
 
 /// One line as it was found, without its newline and carriage return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +91,10 @@ pub enum What {
     Lost,
     /// Something of this kind has the name; it is not opened, and a file is waited for.
     NotAFile(&'static str),
+    /// More files match a pattern than this, which are followed.
+    TooMany(usize),
+    /// Somebody who may write to its directory had us read a file of others; it is not opened. In words.
+    Refused(String),
     /// The system's words for why it cannot be read; tried again at the next event.
     Unreadable(String),
     /// The kernel dropped so many lines of a stream that were not read in time.
@@ -106,6 +117,10 @@ impl fmt::Display for Notice {
                 write!(f, "{path} is not the file that was read before, which is gone: lines may be missing")
             }
             What::NotAFile(kind) => write!(f, "cannot read {path}: it is {kind}, not a file"),
+            What::TooMany(most) => {
+                write!(f, "{path}: only the {most} files that were written to last are read: more match")
+            }
+            What::Refused(reason) => write!(f, "not reading {path}: {reason}"),
             What::Unreadable(reason) => write!(f, "cannot read {path}: {reason}"),
             What::Shed(1) => write!(f, "{path}: 1 line came faster than it could be read, and was lost"),
             What::Shed(lines) => {
@@ -124,7 +139,7 @@ impl fmt::Display for Notice {
 pub enum Blind {
     #[error("cannot watch {}: {reason}; looking at it once a second", path.display())]
     Refused { path: PathBuf, reason: String },
-    #[error("{} is on a network filesystem, which does not tell of changes; looking at it once a second", path.display())]
+    #[error("{} is on a network or overlay filesystem, which need not tell of changes; looking at it once a second", path.display())]
     Remote { path: PathBuf },
 }
 
@@ -171,11 +186,11 @@ struct Aim {
     blind: bool,
 }
 
-/// One watched inode, and who cares for which name in it; no name stands for the inode itself.
+/// One watched inode, and who cares for what in it.
 #[derive(Debug)]
 struct Spot {
     descriptor: WatchDescriptor,
-    wanted: BTreeSet<(SourceId, Option<OsString>)>,
+    wanted: BTreeSet<(SourceId, Wanted)>,
 }
 
 /// A file that is read, by device and inode.
@@ -196,15 +211,28 @@ impl Watch {
     /// Watches what this follower has open and waits for. To be called after each read: it costs nothing where
     /// nothing changed.
     pub fn aim(&mut self, id: SourceId, follower: &file::Follower) -> Aimed {
-        self.aim_at(id, follower.path(), &follower.open_files().collect::<Vec<_>>())
+        let ways = || ways(follower.path()).into_iter().map(named).collect();
+        self.aim_at(id, follower.path(), &follower.open_files().collect::<Vec<_>>(), ways)
     }
 
     /// Watches who has this name, and nothing of what is written to it.
     pub fn aim_at_name(&mut self, id: SourceId, path: &Path) -> Aimed {
-        self.aim_at(id, path, &[])
+        self.aim_at(id, path, &[], || ways(path).into_iter().map(named).collect())
     }
 
-    fn aim_at(&mut self, id: SourceId, path: &Path, open: &[OpenFile<'_>]) -> Aimed {
+    /// Watches where names that match can come and go; the files that have them are aimed at one by one. To be called
+    /// after each look.
+    pub fn aim_at_names(&mut self, id: SourceId, files: &Files) -> Aimed {
+        self.aim_at(id, &files.glob().path(), &[], || files.ways().to_vec())
+    }
+
+    fn aim_at(
+        &mut self,
+        id: SourceId,
+        path: &Path,
+        open: &[OpenFile<'_>],
+        ways: impl FnOnce() -> Vec<Way>,
+    ) -> Aimed {
         let files: Vec<_> = open.iter().map(|(inode, _)| *inode).collect();
         let last = self.aims.remove(&id).unwrap_or_default();
         if !last.spots.is_empty() && !last.stale && !last.blind && last.files == files {
@@ -217,7 +245,7 @@ impl Watch {
             }
         }
         let mut spots = BTreeSet::new();
-        let blind = self.add_all(id, path, open, &mut spots).err();
+        let blind = self.add_all(id, path, open, &ways(), &mut spots).err();
         self.remove_unwanted(&last.spots);
         let news = match blind.clone() {
             Some(reason) if !last.blind => Aimed::Blind(reason),
@@ -277,14 +305,12 @@ impl Watch {
     ) {
         let Some(spot) = self.spots.get(&number) else { return };
         // Every event of the file itself, but of a directory only those of the name on the way or of itself.
-        let concerned = |wanted: &Option<OsString>| match (wanted, name) {
-            (Some(wanted), Some(name)) => wanted == name,
-            _ => true,
-        };
+        let concerned =
+            |wanted: &Wanted| *wanted == Wanted::Itself || name.is_none_or(|name| wanted.matches(name));
         for (id, wanted) in spot.wanted.iter().filter(|(_, wanted)| concerned(wanted)) {
             woken.insert(*id);
             if let Some(aim) = self.aims.get_mut(id) {
-                aim.stale |= wanted.is_some() || mask.contains(EventMask::IGNORED);
+                aim.stale |= *wanted != Wanted::Itself || mask.contains(EventMask::IGNORED);
             }
         }
         // The kernel has removed this watch because its inode is gone.
@@ -298,6 +324,7 @@ impl Watch {
         id: SourceId,
         path: &Path,
         open: &[OpenFile<'_>],
+        ways: &[Way],
         spots: &mut BTreeSet<i32>,
     ) -> Result<(), Blind> {
         let mask = WatchMask::MODIFY | WatchMask::ATTRIB | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
@@ -307,7 +334,8 @@ impl Watch {
         };
         for (_, fd) in open {
             // By descriptor, not by name: what is watched is what is read, whoever has the name by now.
-            let number = self.add(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd())), mask, (id, None));
+            let number =
+                self.add(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd())), mask, (id, Wanted::Itself));
             spots.insert(number.map_err(|error| refused(path, &error))?);
         }
         let mask = WatchMask::ONLYDIR
@@ -317,25 +345,24 @@ impl Watch {
             | WatchMask::ATTRIB
             | WatchMask::DELETE_SELF
             | WatchMask::MOVE_SELF;
-        for way in ways(path) {
+        let mut remote = false;
+        for way in ways {
             let mut nearest = true;
-            for (dir, name) in way {
-                match self.add(&dir, mask, (id, Some(name))) {
+            for (dir, wanted) in way {
+                match self.add(dir, mask, (id, wanted.clone())) {
                     Ok(number) => spots.insert(number),
                     Err(error) if is_missing(&error) => continue,
                     // A directory that may be passed through but not listed; nearer ones are watched.
                     Err(error) if !nearest && error.kind() == io::ErrorKind::PermissionDenied => continue,
-                    Err(error) => return Err(refused(&dir, &error)),
+                    Err(error) => return Err(refused(dir, &error)),
                 };
-                if std::mem::take(&mut nearest) && is_remote(&dir) {
-                    return Err(Blind::Remote { path: path.to_owned() });
-                }
+                remote |= std::mem::take(&mut nearest) && is_remote(dir);
             }
         }
-        Ok(())
+        if remote { Err(Blind::Remote { path: path.to_owned() }) } else { Ok(()) }
     }
 
-    fn add(&mut self, path: &Path, mask: WatchMask, wanted: (SourceId, Option<OsString>)) -> io::Result<i32> {
+    fn add(&mut self, path: &Path, mask: WatchMask, wanted: (SourceId, Wanted)) -> io::Result<i32> {
         let descriptor = self.inotify.watches().add(path, mask)?;
         let number = descriptor.get_watch_descriptor_id();
         let spot = self.spots.entry(number).or_insert(Spot { descriptor, wanted: BTreeSet::new() });
@@ -376,16 +403,31 @@ fn ways(path: &Path) -> Vec<Vec<(PathBuf, OsString)>> {
     ways
 }
 
+fn named(way: Vec<(PathBuf, OsString)>) -> Way {
+    way.into_iter().map(|(dir, name)| (dir, Wanted::Name(name))).collect()
+}
+
 /// Whether nothing has that name, be it that a directory on the way is missing or is not one.
 fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// Whether others may write to the filesystem of this directory without this kernel knowing: inotify(7), NOTES.
+/// Whether files of this directory's filesystem can change and inotify(7) say nothing: others write to a network
+/// filesystem, and what is written to a layer of an overlay is no event of the whole (Documentation/filesystems/
+/// overlayfs.rst of the kernel). What is done here is an event all the same, so that they are watched as well.
 fn is_remote(dir: &Path) -> bool {
-    // statfs(2) and linux/magic.h: 9P, AFS, Ceph, CIFS, FUSE, NFS, SMB, SMB2.
-    const REMOTE: [u32; 8] =
-        [0x0102_1997, 0x5346_414f, 0x00c3_6400, 0xff53_4d42, 0x6573_5546, 0x6969, 0x517b, 0xfe53_4d42];
+    // statfs(2) and linux/magic.h: 9P, AFS, Ceph, CIFS, FUSE, NFS, SMB, SMB2, overlayfs.
+    const REMOTE: [u32; 9] = [
+        0x0102_1997,
+        0x5346_414f,
+        0x00c3_6400,
+        0xff53_4d42,
+        0x6573_5546,
+        0x6969,
+        0x517b,
+        0xfe53_4d42,
+        0x794c_7630,
+    ];
     rustix::fs::statfs(dir).is_ok_and(|found| REMOTE.contains(&(found.f_type as u32)))
 }
 

@@ -8,11 +8,15 @@ use std::str::FromStr;
 
 use crate::yaml;
 
+use super::glob::{Glob, is_wild};
+
 /// One source of lines. What it prints as is its name: in the status, and for what is saved of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// A file that is followed through rotation.
     File(PathBuf),
+    /// All files that match a pattern, as they come and go.
+    Glob(Glob),
     /// What gives each line only once, to whoever reads it.
     Stream(Channel),
 }
@@ -41,7 +45,7 @@ impl Place {
     pub fn file(&self) -> Option<&Path> {
         match self {
             Place::File(path) => Some(path),
-            Place::Stream(_) => None,
+            Place::Glob(_) | Place::Stream(_) => None,
         }
     }
 }
@@ -50,6 +54,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Place::File(path) => path.display().fmt(f),
+            Place::Glob(glob) => glob.fmt(f),
             Place::Stream(channel) => channel.fmt(f),
         }
     }
@@ -79,6 +84,7 @@ impl FromStr for Place {
                     "only the command line can ask for it: nftjail run --stdin --jail NAME".to_owned()
                 );
             }
+            _ if is_wild(text) => return Glob::parse(text).map(Place::Glob),
             _ => return Ok(Place::File(text.into())),
         };
         match kind {
@@ -121,6 +127,7 @@ mod tests {
     fn a_place_prints_as_it_is_written() {
         for text in [
             "/var/log/auth.log",
+            "/var/log/*/access.log",
             "./odd:name",
             "fifo:/run/nftjail/log",
             "unix:/run/a",

@@ -43,7 +43,7 @@ impl Ready {
     pub fn wake(&self, streams: usize) -> io::Result<BTreeSet<SourceId>> {
         let mut events = Vec::with_capacity(1 + streams * Stream::DESCRIPTORS_MAX);
         epoll::wait(&self.0, spare_capacity(&mut events), Some(&Timespec::default()))?;
-        Ok(events.iter().map(|event: &epoll::Event| SourceId(event.data.u64() as u32)).collect())
+        Ok(events.iter().map(|event: &epoll::Event| SourceId(event.data.u64() as u32, 0)).collect())
     }
 }
 

@@ -18,7 +18,7 @@ use crate::model::{Timestamp, plain};
 use super::command::Command;
 use super::datagram::Datagram;
 use super::fifo::Fifo;
-use super::file::kind;
+use super::open::kind;
 use super::place::Channel;
 use super::splitter::Splitter;
 use super::stdin::Stdin;

@@ -1,8 +1,9 @@
 //! One open file that is read line by line, through truncation, until it is let go.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::UNIX_EPOCH;
 
 use crate::model::Timestamp;
 
@@ -22,6 +23,17 @@ pub(super) struct Tail {
     pub(super) drained: bool,
     /// Whether it had no name left when nothing was unread.
     pub(super) unlinked: bool,
+    /// When it was last seen to be written to, in nanoseconds since 1970.
+    pub(super) written: Option<i64>,
+}
+
+/// What came of reading one file.
+pub(super) enum Read {
+    ToTheEnd,
+    /// The budget was used up first.
+    OutOfBudget,
+    /// It was truncated: this is where we were in what is gone. The next read begins at its start.
+    Truncated(Position),
 }
 
 /// What one call of `read` hands from file to file.
@@ -45,6 +57,7 @@ impl Tail {
             active: now,
             drained: false,
             unlinked: false,
+            written: None,
         }
     }
 
@@ -57,17 +70,16 @@ impl Tail {
         self.file.metadata().map_or(0, |found| found.len().saturating_sub(self.splitter.read()))
     }
 
-    /// Reads to the end, or until the budget is used up; says whether it came to the end.
-    pub(super) fn read(&mut self, reading: &mut Reading) -> io::Result<bool> {
+    /// Reads to the end, or until the budget is used up, or until it is found to be truncated.
+    pub(super) fn read(&mut self, reading: &mut Reading) -> io::Result<Read> {
         let result = self.read_within_budget(reading);
         // What cannot be read must not be kept open for it.
         self.drained |= result.is_err();
         result
     }
 
-    fn read_within_budget(&mut self, reading: &mut Reading) -> io::Result<bool> {
+    fn read_within_budget(&mut self, reading: &mut Reading) -> io::Result<Read> {
         self.drained = false;
-        let mut truncated = false;
         while reading.left > 0 {
             let offset = self.splitter.read();
             let wanted = reading.buffer.len().min(reading.left);
@@ -83,25 +95,23 @@ impl Tail {
             let found = glimpse(&self.file, &mut head_buffer)?;
             let verdict = known.compare(offset + count as u64, &found);
             if let Verdict::Truncated | Verdict::Replaced = verdict {
-                // Once a call: files of procfs(5) never agree with their size, and must not hold us here.
-                if std::mem::replace(&mut truncated, true) {
-                    return Ok(true);
-                }
+                let before = self.position();
                 self.identity.head = Head::EMPTY;
                 self.splitter = Splitter::new(0);
-                reading.notices.push(What::Truncated);
-                continue;
+                return Ok(Read::Truncated(before));
             }
-            self.identity = known;
+            // Also what is not read yet: the more is known of its beginning, the fewer files begin alike.
+            self.identity = Identity { head: Head::of(found.head), ..known };
+            self.written = Some(found.written);
             if count == 0 {
                 self.drained = verdict == Verdict::Same;
                 self.unlinked = self.drained && found.links == 0;
-                return Ok(true);
+                return Ok(Read::ToTheEnd);
             }
             self.active = reading.now;
             reading.deliver(&mut self.splitter, count);
         }
-        Ok(false)
+        Ok(Read::OutOfBudget)
     }
 }
 
@@ -129,8 +139,20 @@ pub(super) fn glimpse<'a>(file: &File, head: &'a mut [u8; HEAD_BYTES_MAX]) -> io
         inode: found.ino(),
         size: found.size(),
         links: found.nlink(),
+        written: written(&found),
         head: &head[..count],
     })
+}
+
+/// When a file was made, in nanoseconds since 1970, where the filesystem knows it (statx(2), STATX_BTIME).
+pub(super) fn born(found: &Metadata) -> Option<i64> {
+    let since = found.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_nanos()).ok()
+}
+
+/// When it was last written to, in nanoseconds since 1970.
+pub(super) fn written(found: &Metadata) -> i64 {
+    found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec())
 }
 
 /// Reads until the buffer is full or the file ends: a network filesystem may give less than it has.

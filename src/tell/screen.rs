@@ -53,9 +53,13 @@ pub fn status(status: &Status) -> String {
     let mut rows = vec![row(&["SOURCE", "STATE", "LINES", "LOST", "TOO LONG", "LAST LINE"])];
     rows.extend(status.sources.iter().map(|source| {
         let age = source.last_line.map(|at| format!("{} ago", Span(status.now.since(at))));
+        let mut state = source.state.clone();
+        if source.behind > 0 {
+            state += &format!(", {} KiB behind", source.behind.div_ceil(1024));
+        }
         vec![
             source.name.clone(),
-            source.state.clone(),
+            state,
             source.lines.to_string(),
             source.lost.to_string(),
             source.overlong.to_string(),
@@ -75,9 +79,8 @@ fn hooks(jail: &JailStatus) -> String {
 /// One line: how many jails are well, and what the others wait for. A jail is well when one of its
 /// logs is read, or it has none because it hears the bans of others.
 pub fn truth(status: &Status) -> String {
-    let is_read = |name: &String| {
-        status.sources.iter().any(|source| source.name == *name && source.state == "following")
-    };
+    let is_read =
+        |name: &String| status.sources.iter().any(|source| source.name == *name && source.is_read());
     let (ok, deaf): (Vec<&JailStatus>, Vec<&JailStatus>) =
         status.jails.iter().partition(|jail| jail.sources.is_empty() || jail.sources.iter().any(is_read));
     let mut text = format!("{} {} ok", ok.len(), if ok.len() == 1 { "jail" } else { "jails" });

@@ -1,0 +1,291 @@
+//! Follows every file that matches a pattern: they come, go, and change their names among each other.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Timestamp;
+
+use super::file::{Follower, Inodes, Start};
+use super::glob::{Glob, Way};
+use super::identity::{Position, Positions};
+use super::rotated::{is_compressed, originals};
+use super::tail::written;
+use super::{Line, Notice, OpenFile, Progress, What};
+
+/// So many files of one pattern are followed: those that were written to last.
+pub const FILES_MAX: usize = 1_000;
+/// The positions of so many files that are gone are remembered, should one come back under another name.
+const DEPARTED_MAX: usize = 1_000;
+
+/// Says where to begin in a file that is there at the first look.
+pub type StartOf = Box<dyn Fn() -> Start + Send>;
+
+/// The files of one pattern, each with a follower.
+///
+/// What a rotator has put aside is not a log of its own, though it may match: a name that [`originals`] traces to
+/// another that matches is left to the follower of that one, and compressed files are nobody's. A file is followed
+/// under one name, even where it has several or links lead to it; when it is renamed among the names that match, its
+/// position goes with it. Files that appear are read from their beginning.
+pub struct Files {
+    glob: Glob,
+    /// By a number that is never given again.
+    followers: BTreeMap<u32, Follower>,
+    last_number: u32,
+    departed: Vec<Position>,
+    /// Where to begin in the files of the first look, where nothing was saved.
+    start: Option<StartOf>,
+    ways: Vec<Way>,
+    /// When one of the directories was last changed before the last look, in nanoseconds since 1970: what a rotator
+    /// made since, of a name that is new, was not read.
+    since: Option<i64>,
+    too_many: bool,
+}
+
+/// What to save of the files of a pattern.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct SavedFiles {
+    files: BTreeMap<PathBuf, Positions>,
+    departed: Vec<Position>,
+    since: Option<i64>,
+}
+
+/// What a look at the directories came to.
+#[must_use]
+#[derive(Debug, Default)]
+pub struct Looked {
+    /// Who is to be read.
+    pub awake: Vec<u32>,
+    /// Who is not followed any more.
+    pub gone: Vec<u32>,
+    pub notices: Vec<Notice>,
+}
+
+/// A name that matches, and the file that has it.
+struct Candidate {
+    is_link: bool,
+    path: PathBuf,
+    inode: (u64, u64),
+    written: i64,
+}
+
+impl Files {
+    /// Follows nothing yet but what was saved; [`Files::look`] finds the others.
+    pub fn open(glob: &Glob, saved: Option<SavedFiles>, start: StartOf, now: Timestamp) -> Files {
+        let start = saved.is_none().then_some(start);
+        let SavedFiles { mut files, departed, since } = saved.unwrap_or_default();
+        give_to_owners(&mut files);
+        // An empty file is known again by its name alone.
+        let saved = files.values().flat_map(|positions| &positions.open).map(|position| position.identity);
+        let known = saved.filter(|identity| !identity.head.is_empty());
+        let inodes: Inodes = Arc::new(known.map(|identity| identity.inode).collect());
+        let follower = |(path, positions): (PathBuf, _)| {
+            Follower::open_at(&path, Some(positions), Start::Beginning, inodes.clone(), now)
+        };
+        let followers: BTreeMap<u32, Follower> = (1..).zip(files.into_iter().map(follower)).collect();
+        let last_number = followers.len() as u32;
+        Files {
+            glob: glob.clone(),
+            followers,
+            last_number,
+            departed,
+            start,
+            ways: Vec::new(),
+            since,
+            too_many: false,
+        }
+    }
+
+    /// Finds out which files match now.
+    ///
+    /// To be called before the followers are read when the directories have changed, so that a file that changed its
+    /// name is known for what it is.
+    pub fn look(&mut self, now: Timestamp) -> Looked {
+        let found = self.glob.look();
+        self.ways = found.ways;
+        let matching: BTreeSet<PathBuf> = found.paths.into_iter().collect();
+        let (chosen, too_many) = self.choose(&matching);
+        let mut looked = Looked::default();
+        if (too_many || found.more) && !std::mem::replace(&mut self.too_many, too_many || found.more) {
+            looked.notices.push(Notice { path: self.glob.path(), what: What::TooMany(FILES_MAX) });
+        }
+        self.hand_over(&chosen, &mut looked);
+        for Candidate { path, inode, .. } in &chosen {
+            if self.is_followed(path) {
+                continue;
+            }
+            let follower = if let Some(start) = &self.start {
+                Follower::open_at(path, None, start(), Inodes::default(), now)
+            } else {
+                looked.notices.push(Notice { path: path.clone(), what: What::Appeared });
+                let is_back = |position: &mut Position| position.identity.inode == inode.1;
+                let open = self.departed.extract_if(.., is_back).collect();
+                Follower::expecting(path, Positions { open, since: self.since, ..Positions::default() })
+            };
+            self.last_number += 1;
+            self.followers.insert(self.last_number, follower);
+            looked.awake.push(self.last_number);
+        }
+        self.start = None;
+        self.since = found.changed;
+        let is_chosen = |path: &Path| chosen.iter().any(|candidate| candidate.path == path);
+        let left_out =
+            |follower: &Follower| matching.contains(follower.path()) && !is_chosen(follower.path());
+        let gone: Vec<u32> = self
+            .followers
+            .iter()
+            .filter(|(_, follower)| left_out(follower))
+            .map(|(number, _)| *number)
+            .collect();
+        gone.iter().for_each(|number| self.let_go(*number));
+        let open = self.followers.values().flat_map(Follower::open_files);
+        let inodes: Inodes = Arc::new(open.map(|((_, inode), _)| inode).collect());
+        self.followers.values_mut().for_each(|follower| follower.know_others(&inodes));
+        looked.gone = gone;
+        looked
+    }
+
+    /// Reads on in one file; see [`Follower::read`].
+    pub fn read(
+        &mut self,
+        number: u32,
+        now: Timestamp,
+        budget_bytes: usize,
+        sink: &mut dyn FnMut(Line<'_>),
+    ) -> Progress {
+        let follower = self.followers.get_mut(&number);
+        follower.map_or_else(Progress::default, |follower| follower.read(now, budget_bytes, sink))
+    }
+
+    /// The follower of this number, unless all of its file was read and nothing has its name: then it is let go.
+    pub fn keep(&mut self, number: u32) -> Option<&Follower> {
+        if self.followers.get(&number)?.is_over() {
+            self.let_go(number);
+        }
+        self.followers.get(&number)
+    }
+
+    /// Whoever is followed, by number.
+    pub fn followers(&self) -> impl Iterator<Item = (u32, &Follower)> {
+        self.followers.iter().map(|(number, follower)| (*number, follower))
+    }
+
+    /// What to save, so that another process goes on where this one is. None before the first look.
+    pub fn positions(&self) -> Option<SavedFiles> {
+        let position = |follower: &Follower| Some((follower.path().to_owned(), follower.positions()?));
+        let files = self.followers.values().filter_map(position).collect();
+        self.start.is_none().then(|| SavedFiles { files, departed: self.departed.clone(), since: self.since })
+    }
+
+    /// How it stands, in words that begin with `following` where a file is read.
+    pub fn state(&self) -> String {
+        let (well, troubled): (Vec<_>, Vec<_>) =
+            self.followers.values().map(Follower::trouble).partition(Option::is_none);
+        let mut told = match well.len() {
+            0 => Vec::new(),
+            1 => vec!["following 1 file".to_owned()],
+            many if self.too_many => vec![format!("following {many} files of more that match")],
+            many => vec![format!("following {many} files")],
+        };
+        let troubled = troubled.iter().flatten().filter(|notice| notice.what != What::Missing);
+        told.extend(troubled.map(Notice::to_string));
+        if told.is_empty() { "no file matches: waiting for one".to_owned() } else { told.join("; ") }
+    }
+
+    pub(super) fn glob(&self) -> &Glob {
+        &self.glob
+    }
+
+    pub(super) fn ways(&self) -> &[Way] {
+        &self.ways
+    }
+
+    fn is_followed(&self, path: &Path) -> bool {
+        self.followers.values().any(|follower| follower.path() == path)
+    }
+
+    /// Which names to follow, and whether more deserve it than can be followed.
+    fn choose(&self, matching: &BTreeSet<PathBuf>) -> (Vec<Candidate>, bool) {
+        let followed: BTreeSet<&Path> = self.followers.values().map(Follower::path).collect();
+        let is_own = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let mut originals = originals(name).map(|original| path.with_file_name(original));
+            let rotated =
+                originals.any(|original| matching.contains(&original) || followed.contains(&*original));
+            !is_compressed(name) && !rotated
+        };
+        let candidate = |path: &PathBuf| {
+            let is_link = fs::symlink_metadata(path).ok()?.is_symlink();
+            let found = fs::metadata(path).ok()?;
+            let inode = (found.dev(), found.ino());
+            found.is_file().then(|| Candidate {
+                is_link,
+                path: path.clone(),
+                inode,
+                written: written(&found),
+            })
+        };
+        let mut chosen: Vec<Candidate> =
+            matching.iter().filter(|path| is_own(path)).filter_map(candidate).collect();
+        chosen.sort_by_key(|candidate| candidate.is_link);
+        let mut seen = BTreeSet::new();
+        chosen.retain(|candidate| seen.insert(candidate.inode));
+        let too_many = chosen.len() > FILES_MAX;
+        if too_many {
+            chosen.sort_by_key(|candidate| Reverse(candidate.written));
+            chosen.truncate(FILES_MAX);
+        }
+        (chosen, too_many)
+    }
+
+    /// Gives the position in a file that changed its name to the follower of its new name.
+    fn hand_over(&mut self, chosen: &[Candidate], looked: &mut Looked) {
+        let owners: BTreeMap<(u64, u64), &Path> =
+            chosen.iter().map(|candidate| (candidate.inode, candidate.path.as_path())).collect();
+        let mut moved: Vec<(&Path, Position)> = Vec::new();
+        for (number, follower) in &mut self.followers {
+            let foreign = |(inode, _): OpenFile<'_>| {
+                owners.get(&inode).filter(|owner| **owner != follower.path()).map(|owner| (inode, *owner))
+            };
+            let foreign: Vec<_> = follower.open_files().filter_map(foreign).collect();
+            for (inode, owner) in foreign {
+                moved.extend(follower.release(inode).map(|position| (owner, position)));
+                looked.awake.push(*number);
+            }
+        }
+        for (owner, position) in moved {
+            match self.followers.iter_mut().find(|(_, follower)| follower.path() == owner) {
+                Some((number, follower)) => {
+                    follower.expect(position);
+                    looked.awake.push(*number);
+                }
+                None => self.departed.push(position),
+            }
+        }
+    }
+
+    fn let_go(&mut self, number: u32) {
+        let Some(follower) = self.followers.remove(&number) else { return };
+        self.departed.extend(follower.positions().into_iter().flat_map(|positions| positions.open));
+        let too_many = self.departed.len().saturating_sub(DEPARTED_MAX);
+        self.departed.drain(..too_many);
+    }
+}
+
+/// Gives the positions in files that changed their names among those that were saved to the names they have now.
+fn give_to_owners(files: &mut BTreeMap<PathBuf, Positions>) {
+    let owner = |path: &PathBuf| Some((fs::metadata(path).ok()?.ino(), path.clone()));
+    let owners: Vec<(u64, PathBuf)> = files.keys().filter_map(owner).collect();
+    for (inode, owner) in owners {
+        let others = files.iter_mut().filter(|(path, _)| **path != owner);
+        let is_it = |position: &mut Position| position.identity.inode == inode;
+        let moved: Vec<Position> =
+            others.flat_map(|(_, positions)| positions.open.extract_if(.., is_it)).collect();
+        files.entry(owner).or_default().open.extend(moved);
+    }
+}

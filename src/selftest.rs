@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use crate::acquire::place::Place;
 use crate::config::{self, Config, JailConfig};
 use crate::control::{self, Failed, Request, Response, Unanswered};
-use crate::detect::{Library, probe};
+use crate::detect::{Library, probe, wrapper};
 use crate::host::{self, Services};
 use crate::model::{Hook, JailName, Ports, Protocol, Target, plain};
 use crate::nft::netlink::Netlink;
@@ -262,28 +262,34 @@ fn meets_packets(jail: &JailConfig) -> bool {
     jail.hooks.contains(&Hook::Prerouting)
 }
 
-/// Writes whole lines in one piece, as a log daemon does, into a log that is there; says when.
+/// Writes whole lines in one piece, as a log daemon or a container runtime does, into a log that is there; says when.
 fn append(path: &Path, lines: &[String]) -> Result<Duration, String> {
     let told = |error: io::Error| format!("it cannot be written: {}", plain(&error));
     let mut file = OpenOptions::new().append(true).open(path).map_err(told)?;
-    if !ends_a_line(path).map_err(told)? {
+    let Some(last) = last_line(path).map_err(told)? else {
         return Err("its last line is not finished: nothing was written".to_owned());
-    }
+    };
+    let now = host::now();
+    let lines = lines.iter().map(|line| wrapper::wrapped_like(&last, line, now) + "\n");
+    let text: String = lines.collect();
     let written = host::awake();
-    file.write_all((lines.join("\n") + "\n").as_bytes()).map_err(told)?;
+    file.write_all(text.as_bytes()).map_err(told)?;
     Ok(written)
 }
 
-fn ends_a_line(path: &Path) -> io::Result<bool> {
+/// The last line, or its end where it is very long; none where it is not finished.
+fn last_line(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let mut file = File::open(path)?;
-    if file.metadata()?.len() == 0 {
-        return Ok(true);
-    }
-    file.seek(SeekFrom::End(-1))?;
-    let mut last = [0];
-    file.read_exact(&mut last)?;
-    Ok(last == *b"\n")
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_LINE_BYTES)))?;
+    let mut end = Vec::new();
+    file.take(LAST_LINE_BYTES).read_to_end(&mut end)?;
+    let line = if end.is_empty() { Some(&[][..]) } else { end.strip_suffix(b"\n") };
+    Ok(line.and_then(|line| line.rsplit(|byte| *byte == b'\n').next()).map(<[u8]>::to_vec))
 }
+
+/// No line that the agent reads is longer, with its newline.
+const LAST_LINE_BYTES: u64 = 64 * 1024 + 1;
 
 #[cfg(test)]
 mod tests {
@@ -312,5 +318,18 @@ mod tests {
         std::fs::write(&path, "whole\n").unwrap();
         append(&path, &["x".to_owned(), "y".to_owned()]).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "whole\nx\ny\n");
+        std::fs::write(&path, "").unwrap();
+        append(&path, &["x".to_owned()]).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "x\n");
+    }
+
+    #[test]
+    fn the_log_of_a_container_gets_what_its_runtime_would_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "2026-11-21T10:00:00Z stderr F hello\n").unwrap();
+        append(&path, &["x".to_owned()]).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.ends_with("Z stdout F x\n"), "{text}");
     }
 }

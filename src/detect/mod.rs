@@ -165,8 +165,8 @@ impl Detector {
         }
     }
 
-    /// Takes over what the detector that read the source before knew of it: its dates, and the connections that rules
-    /// which did not change are in the middle of.
+    /// Takes over what the detector that read the source before knew of it: its dates and wrapper, and the connections
+    /// that rules which did not change are in the middle of. Clocks are compared anew, perhaps in another zone.
     pub fn inherit(&mut self, older: Detector) {
         for listener in &mut self.rules {
             if let Some(old) = older.rules.iter().find(|old| old.rule.is_like(&listener.rule)) {
@@ -174,6 +174,7 @@ impl Detector {
             }
         }
         self.memory = older.memory;
+        self.unwrapper = older.unwrapper;
     }
 
     /// The rules in the order in which they were given; `found` is told their index.
@@ -639,6 +640,17 @@ mod tests {
             let expected = [(2, "192.0.2.1"), (0, "192.0.2.2"), (1, "192.0.2.3")];
             assert_eq!(out, expected.map(|(index, addr)| (index, addr.to_owned())));
         }
+    }
+
+    #[test]
+    fn the_rest_of_a_broken_line_is_no_line_after_a_reload_either() {
+        let rules = vec![rule("format: none\nfailregex: ['^bad <HOST>$']")];
+        let clock = Clock::Arrived(NOW);
+        let mut older = Detector::new(rules.clone());
+        older.detect(b"2026-11-21T09:00:00Z stdout P he is ", clock, |_, _| panic!());
+        let mut detector = Detector::new(rules);
+        detector.inherit(older);
+        detector.detect(b"2026-11-21T09:00:00Z stdout F bad 192.0.2.1", clock, |_, _| panic!());
     }
 
     #[test]

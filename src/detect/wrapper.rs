@@ -9,6 +9,7 @@ use serde::de::IgnoredAny;
 use super::LINE_BYTES_MAX;
 use super::date::Stamp;
 use super::header::split_word;
+use crate::model::Timestamp;
 
 /// Who wraps the lines of a source.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +109,18 @@ impl Held {
 /// When the runtime says a line was written; none where it has no wrapper.
 pub fn written(line: &[u8]) -> Option<Stamp<'_>> {
     cri(line).or_else(|_| docker(line)).ok().map(|part| part.written)
+}
+
+/// The line as the runtime would write it now that wrote `model`; the line itself where none did.
+pub fn wrapped_like(model: &[u8], line: &str, now: Timestamp) -> String {
+    if cri(model).is_ok() {
+        format!("{now} stdout F {line}")
+    } else if docker(model).is_ok() {
+        let log = serde_json::Value::from(format!("{line}\n"));
+        format!(r#"{{"log":{log},"stream":"stdout","time":"{now}"}}"#)
+    } else {
+        line.to_owned()
+    }
 }
 
 /// One wrapped line, taken apart.
@@ -230,6 +243,19 @@ mod tests {
         let inner = Unwrapper::default().open(line.as_bytes()).unwrap().written.unwrap();
         assert_eq!(inner.text(), TIME.as_bytes());
         assert_eq!(written(docker("a\n", "stdout").as_bytes()).unwrap().text(), TIME.as_bytes());
+    }
+
+    #[test]
+    fn a_line_is_wrapped_as_its_neighbour_is() {
+        let now = Timestamp::from_millis(1_795_255_200_000);
+        for model in [docker("x\n", "stderr"), cri("F", "x"), cri("P", "x")] {
+            let line = wrapped_like(model.as_bytes(), "a \"b\"", now);
+            assert_eq!(opened(&[&line]), [some("a \"b\"")]);
+            assert_eq!(written(line.as_bytes()).unwrap().text(), b"2026-11-21T10:00:00.000Z");
+        }
+        for model in ["", "hello", "Nov 21 10:00:00 h sshd[1]: x"] {
+            assert_eq!(wrapped_like(model.as_bytes(), "a", now), "a");
+        }
     }
 
     #[test]

@@ -24,7 +24,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("never", &["model", "yaml", "host"]),
     ("ports", &["model", "yaml", "host"]),
     ("sheet", &["model", "yaml", "host", "detect", "jail", "never", "ports"]),
-    ("config", &["model", "yaml", "host", "detect", "jail", "never", "ports", "sheet"]),
+    ("service", &["model"]),
+    ("config", &["status", "model", "yaml", "host", "detect", "jail", "never", "ports", "service", "sheet"]),
     ("control", &["status", "model"]),
     ("lab", &["model", "rtnetlink"]),
     (

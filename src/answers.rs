@@ -12,7 +12,7 @@ use crate::engine::Outcome;
 use crate::host;
 use crate::jail::Jail;
 use crate::model::{Ban, Bantime, Change, JailName, Span, Target};
-use crate::status::{BanStatus, JailStatus, Status};
+use crate::status::{BanStatus, BrokenStatus, JailStatus, Status};
 use crate::tell::message;
 use crate::yaml;
 
@@ -89,6 +89,12 @@ impl Daemon {
                 JailStatus { paused, ..jail_status(jail, config) }
             })
             .collect();
+        let broken = self.config.broken.iter().filter(|broken| wanted(&broken.terms.name)).map(|broken| {
+            let name = &broken.terms.name;
+            let banned = self.engine.jail(name).map_or(0, |jail| jail.bans().len());
+            let why = broken.faults.iter().map(ToString::to_string).collect();
+            BrokenStatus { jail: name.clone(), why, banned }
+        });
         let proxied = (0..self.sources.len()).filter_map(|source| self.proxied(source));
         let listened = |name: &String| jails.iter().any(|jail| jail.sources.contains(name));
         Status {
@@ -99,6 +105,8 @@ impl Daemon {
             now: host::now(),
             pending: self.pending,
             sources: self.sources.status().into_iter().filter(|source| listened(&source.name)).collect(),
+            broken: broken.collect(),
+            auto: self.config.auto.iter().filter(|auto| wanted(&auto.jail)).cloned().collect(),
             ignored: self.ignored.iter().copied().collect(),
             troubles: (self.troubles.iter().chain(self.config.known.troubles()).cloned())
                 .chain(proxied)
@@ -130,6 +138,9 @@ impl Daemon {
     }
 
     fn no_such_jail(&self, name: &JailName) -> Response {
+        if let Some(off) = self.config.auto.iter().find(|auto| auto.jail == *name && !auto.on) {
+            return failed(Failed::NotFound, format!("the jail {name} is off: {}", off.why));
+        }
         let names: Vec<&str> = self.engine.jails().iter().map(|jail| jail.terms().name.as_str()).collect();
         failed(Failed::NotFound, yaml::unknown("jail", name.as_str(), &names))
     }

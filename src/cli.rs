@@ -420,6 +420,9 @@ fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
             text += &format!("{name}: {} {state}\n", path.display());
         }
     }
+    if !config.auto.is_empty() {
+        text += &screen::auto(&config.auto);
+    }
     let count = config.jails.len();
     let rules = library.names().count();
     text += &format!(

@@ -16,7 +16,9 @@ use crate::jail::allow::Allow;
 use crate::model::{Bantime, Block, Cell, Hook, JailName, Layout, Ports, Span};
 use crate::never::{Entry, Known};
 use crate::ports;
-use crate::sheet::{JailSheet, Keys, Sheet, fault, unreadable};
+use crate::service::{Traces, own_logs};
+use crate::sheet::{CAPACITY_MAX, Enabled, JailSheet, Keys, Sheet, fault, unreadable};
+use crate::status::AutoStatus;
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
 
 /// Where the configuration is read from when nothing else is said.
@@ -25,8 +27,11 @@ pub const CONFIG_DIR: &str = "/etc/nftjail";
 /// What the agent runs by.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// In order of their names; those with `enabled: false` are left out.
+    /// In order of their names; those that are not enabled are left out, and those that are broken.
     pub jails: Vec<JailConfig>,
+    pub broken: Vec<Broken>,
+    /// Those that run only where their service is.
+    pub auto: Vec<AutoStatus>,
     /// Whom no jail bans, beside those whom this host cannot do without.
     pub ignoreip: List,
     /// Nor these, who only pass on what others send.
@@ -53,6 +58,15 @@ pub struct JailConfig {
     pub ignoreip: Vec<Entry>,
 }
 
+/// A jail that cannot run. The bans that it has go on, by what of it can be understood.
+#[derive(Clone, Debug)]
+pub struct Broken {
+    pub terms: Terms,
+    cell: Cell,
+    /// Not empty.
+    pub faults: Vec<Fault>,
+}
+
 /// Whom nobody bans, and where that is written: `FILE:LINE`.
 #[derive(Clone, Debug, Default)]
 pub struct List {
@@ -75,6 +89,15 @@ impl Config {
     ///
     /// All faults are told at once. A folder without any file is no fault: the built-in sshd jail runs then.
     pub fn load(place: Option<&Path>, services: &Services) -> Result<Config, Vec<Fault>> {
+        let config = Config::load_sound(place, services)?;
+        match config.broken.is_empty() {
+            true => Ok(config),
+            false => Err(config.broken.into_iter().flat_map(|broken| broken.faults).collect()),
+        }
+    }
+
+    /// As [`Config::load`], but a jail that is not in order only stands in `broken`, as long as another can run.
+    pub fn load_sound(place: Option<&Path>, services: &Services) -> Result<Config, Vec<Fault>> {
         let files = files(place).map_err(|fault| vec![fault])?;
         let library = library(&rules_dir(place)).map_err(|fault| vec![fault])?;
         let mut faults = Vec::new();
@@ -86,16 +109,26 @@ impl Config {
             }
         }
         if !faults.is_empty() {
+            faults.extend(sheet.jails.into_iter().flatten().flat_map(|(_, jail)| jail.faults));
             return Err(faults);
         }
         let ignoreip = List::new(sheet.defaults.ignoreip.clone(), sheet.ignoreip_at.take());
         let trusted_proxies = List::new(sheet.defaults.trusted_proxies.clone(), sheet.trusted_at.take());
         let ban_local = sheet.defaults.ban_local.as_ref().is_some_and(|key| key.value);
-        let mut jails = resolve(sheet, &library, services)?;
+        let Resolved { mut jails, broken, auto } = resolve(sheet, &library, services);
+        if jails.is_empty() && !broken.is_empty() {
+            return Err(broken.into_iter().flat_map(|broken| broken.faults).collect());
+        }
         let own = jails.iter().flat_map(|jail| &jail.ignoreip);
         let known = Known::new(own.chain(&ignoreip.entries).chain(&trusted_proxies.entries));
         jails.iter_mut().for_each(|jail| jail.terms.ignoreip = Allow::new(&known.nets(&jail.ignoreip)));
-        Ok(Config { jails, ignoreip, trusted_proxies, ban_local, known, files })
+        Ok(Config { jails, broken, auto, ignoreip, trusted_proxies, ban_local, known, files })
+    }
+
+    /// The terms of all jails, the broken last.
+    pub fn terms(&self) -> Vec<Terms> {
+        let sound = self.jails.iter().map(|jail| &jail.terms);
+        sound.chain(self.broken.iter().map(|broken| &broken.terms)).cloned().collect()
     }
 
     /// Whom no jail bans by what is written.
@@ -117,17 +150,14 @@ impl Config {
 
     /// What the kernel must hold; `own` as for [`Config::never`].
     pub fn layout(&self, own: &[IpNet]) -> Layout {
-        let cells = self
-            .jails
-            .iter()
-            .map(|jail| Cell {
-                jail: jail.terms.name.clone(),
-                ports: jail.ports.clone(),
-                block: jail.block,
-                hooks: jail.hooks.clone(),
-                capacity: jail.capacity,
-            })
-            .collect();
+        let sound = self.jails.iter().map(|jail| Cell {
+            jail: jail.terms.name.clone(),
+            ports: jail.ports.clone(),
+            block: jail.block,
+            hooks: jail.hooks.clone(),
+            capacity: jail.capacity,
+        });
+        let cells = sound.chain(self.broken.iter().map(|broken| broken.cell.clone())).collect();
         let loopback = ["127.0.0.0/8", "::1/128"].map(|net| net.parse().expect("a net"));
         Layout {
             cells,
@@ -186,78 +216,142 @@ const MAXRETRY: u32 = 5;
 /// Elements for each family of a jail: about 80 MB of kernel memory when it is full.
 const CAPACITY: u32 = 1 << 20;
 
-/// What the sheets come to, jail by jail.
-fn resolve(sheet: Sheet, library: &Library, services: &Services) -> Result<Vec<JailConfig>, Vec<Fault>> {
+/// What the sheets come to.
+#[derive(Default)]
+struct Resolved {
+    jails: Vec<JailConfig>,
+    broken: Vec<Broken>,
+    auto: Vec<AutoStatus>,
+}
+
+fn resolve(sheet: Sheet, library: &Library, services: &Services) -> Resolved {
     let built_in = || {
         let name: JailName = "sshd".parse().expect("a jail's name");
         let source = Arc::new(("built-in configuration".to_owned(), String::new()));
-        let sheet = JailSheet { keys: Keys::default(), source, place: Location::UNKNOWN };
-        BTreeMap::from([(name, sheet)])
+        let (keys, place, faults) = (Keys::default(), Location::UNKNOWN, Vec::new());
+        BTreeMap::from([(name, JailSheet { keys, source, place, faults })])
     };
-    let mut resolved = Vec::new();
-    let mut faults = Vec::new();
-    for (name, jail) in sheet.jails.unwrap_or_else(built_in) {
-        let own = jail.keys.clone();
+    let mut resolved = Resolved::default();
+    let traces = Traces::default();
+    for (name, mut jail) in sheet.jails.unwrap_or_else(built_in) {
         // `ignoreip` of the defaults holds for every jail already, in the kernel too.
-        let keys = Keys { ignoreip: own.ignoreip.clone(), ..jail.keys.over(&sheet.defaults) };
-        if keys.enabled == Some(false) {
+        let keys = Keys { ignoreip: jail.keys.ignoreip.clone(), ..jail.keys.over(&sheet.defaults) };
+        let (enabled, names_log) = (keys.enabled.map(|key| key.0), keys.logpath.is_some());
+        if enabled == Some(Enabled::No) && jail.faults.is_empty() {
             continue;
         }
-        match resolve_jail(keys, name, &own, library, services) {
-            Ok(jail) => resolved.push(jail),
-            Err(message) => faults.push(fault(&jail.source, jail.place, message)),
+        let sound = match jail.faults.is_empty() {
+            true => resolve_jail(&keys, &name, &jail.keys, library, services),
+            false => Err(None),
+        };
+        match sound {
+            Err(message) => {
+                jail.faults.extend(message.map(|message| fault(&jail.source, jail.place, message)));
+                resolved.broken.push(broken(&keys, name, jail, library, services));
+            }
+            Ok(sound) if enabled == Some(Enabled::Auto) => {
+                let trace = trace(&sound, names_log, &traces);
+                let on = trace.is_ok();
+                resolved.auto.push(AutoStatus { jail: name, on, why: trace.unwrap_or_else(|why| why) });
+                resolved.jails.extend(on.then_some(sound));
+            }
+            Ok(sound) => resolved.jails.push(sound),
         }
     }
-    if faults.is_empty() { Ok(resolved) } else { Err(faults) }
+    resolved
+}
+
+/// What shows that the service of a jail is on this host, or that nothing does.
+fn trace(jail: &JailConfig, names_log: bool, traces: &Traces) -> Result<String, String> {
+    if jail.terms.hears_bans {
+        return Ok("it hears the other jails".to_owned());
+    }
+    let logs = if names_log { jail.logpath.clone() } else { own_logs(jail.rule.logpath()) };
+    traces.of(&logs, jail.rule.units(), &jail.ports)
+}
+
+fn rule_name(keys: &Keys, name: &JailName) -> String {
+    keys.rule.as_ref().map_or_else(|| name.to_string(), |rule| rule.value.clone())
 }
 
 /// `own` are the jail's keys without the defaults: what a rule asks for goes before those, since a scanner is
 /// known by its first request.
 fn resolve_jail(
-    keys: Keys,
-    name: JailName,
+    keys: &Keys,
+    name: &JailName,
     own: &Keys,
     library: &Library,
     services: &Services,
-) -> Result<JailConfig, String> {
-    let ignoreip = entries(keys.ignoreip);
-    let rule_name = keys.rule.map_or_else(|| name.to_string(), |rule| rule.value);
+) -> Result<JailConfig, Option<String>> {
+    let rule_name = rule_name(keys, name);
     if !library.has(&rule_name) {
         let names: Vec<&str> = library.names().collect();
         let unknown = yaml::unknown("rule", &rule_name, &names);
-        return Err(format!("{unknown} (a jail that is not named after its rule needs the key rule)"));
+        return Err(Some(format!("{unknown} (a jail that is not named after its rule needs the key rule)")));
     }
-    let mode = keys.mode.map_or_else(|| NORMAL.to_owned(), |mode| mode.value);
+    let mode = keys.mode.as_ref().map_or_else(|| NORMAL.to_owned(), |mode| mode.value.clone());
     let rule = library
         .compile(&rule_name, Some(&mode).filter(|mode| *mode != NORMAL).map(String::as_str))
         .map_err(|bad| bad.to_string())?;
     // A jail recidive that names no log hears the bans of the other jails themselves.
     let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none();
-    let logpath = match keys.logpath {
-        Some(Many(paths)) => paths,
+    let logpath = match &keys.logpath {
+        Some(Many(paths)) => paths.clone(),
         None if hears_bans => Vec::new(),
         None => default_logpath(rule.logpath()),
     };
+    if let Some(path) = logpath.iter().find(|path| !path.is_absolute()) {
+        let path = path.display();
+        return Err(Some(format!(
+            "logpath \"{path}\" does not name a file from the root: write /path/to/it"
+        )));
+    }
     let ports = ports::ports(keys.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
-    let increment = keys.increment.map(|key| key.value.increment()).transpose()?;
+    let terms = terms(keys, name, own, rule.maxretry(), hears_bans);
+    let Cell { block, hooks, capacity, .. } = cell(keys, name, Ports::All);
+    let ignoreip = entries(keys.ignoreip.clone());
+    Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, block, hooks, capacity, ignoreip })
+}
+
+fn terms(keys: &Keys, name: &JailName, own: &Keys, rule: Option<u32>, hears_bans: bool) -> Terms {
     let (findtime, bantime) = match hears_bans {
         true => (own.findtime.or(RECIDIVE_FINDTIME), own.bantime.or(RECIDIVE_BANTIME)),
         false => (keys.findtime, keys.bantime),
     };
-    let number = |key: &Option<Spanned<u32>>| key.as_ref().map(|number| number.value);
-    let maxretry = number(&own.maxretry).or(rule.maxretry()).or(number(&keys.maxretry));
-    let terms = Terms {
-        name,
+    let maxretry = number(&own.maxretry).or(rule).or(number(&keys.maxretry));
+    Terms {
+        name: name.clone(),
         maxretry: maxretry.unwrap_or(MAXRETRY),
         findtime: findtime.map_or(TEN_MINUTES, |span| span.0.0),
         bantime: bantime.map_or(Bantime::For(TEN_MINUTES), |time| time.0),
-        increment,
+        increment: keys.increment.as_ref().and_then(|key| key.value.increment().ok()),
         ignoreip: Allow::default(),
         hears_bans,
-    };
-    let hooks = keys.hook.map_or([Hook::Prerouting].into(), |hook| hook.value.0.into_iter().collect());
-    let (block, capacity) = (keys.block.unwrap_or_default(), number(&keys.capacity).unwrap_or(CAPACITY));
-    Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, block, hooks, capacity, ignoreip })
+    }
+}
+
+fn number(key: &Option<Spanned<u32>>) -> Option<u32> {
+    key.as_ref().map(|number| number.value)
+}
+
+fn cell(keys: &Keys, name: &JailName, ports: Ports) -> Cell {
+    let hooks = keys.hook.as_ref().map_or_else(BTreeSet::new, |hook| hook.value.0.iter().copied().collect());
+    Cell {
+        jail: name.clone(),
+        ports,
+        block: keys.block.unwrap_or_default(),
+        hooks: if hooks.is_empty() { [Hook::Prerouting].into() } else { hooks },
+        capacity: number(&keys.capacity).unwrap_or(CAPACITY).clamp(1, CAPACITY_MAX),
+    }
+}
+
+/// What is left of a jail that cannot run: its bans hold on its ports, or on all where those are not understood.
+fn broken(keys: &Keys, name: JailName, sheet: JailSheet, library: &Library, services: &Services) -> Broken {
+    let file = library.file(&rule_name(keys, &name)).ok();
+    let words = keys.port.as_ref().map(|port| &port.value.0).or(file.as_ref().map(|file| &file.port));
+    let ports = words.and_then(|words| ports::ports(words, services).ok()).unwrap_or(Ports::All);
+    let terms = terms(keys, &name, &sheet.keys, None, false);
+    Broken { terms, cell: cell(keys, &name, ports), faults: sheet.faults }
 }
 
 /// The first log that is there, since distributions differ; all of them where none is, to wait for.

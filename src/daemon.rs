@@ -117,8 +117,12 @@ struct Wakers {
 
 impl Daemon {
     async fn start(places: &Places) -> Result<(Daemon, Wakers, JoinHandle<()>), Stopped> {
-        let mut config =
-            Config::load(places.config.as_deref(), &Services::of_this_host()).map_err(bad_configuration)?;
+        let mut config = Config::load_sound(places.config.as_deref(), &Services::of_this_host())
+            .map_err(bad_configuration)?;
+        for broken in &config.broken {
+            let name = &broken.terms.name;
+            broken.faults.iter().for_each(|why| tracing::error!("{name} does not run, the others do: {why}"));
+        }
         let listener = control::listen(&places.socket).map_err(Stopped::Failed)?;
         let kernel = Netlink::open().map_err(refused)?;
         let (enforcer, done, thread) = Enforcer::spawn(Box::new(kernel), host::now);
@@ -131,8 +135,7 @@ impl Daemon {
         let standing = enforcer.install(layout, Restore::AfterReboot(saved.bans)).await.map_err(refused)?;
 
         let (paths, listeners) = listeners(&config);
-        let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
-        let mut engine = Engine::new(terms, listeners, config.never(&spared), host::secret());
+        let mut engine = Engine::new(config.terms(), listeners, config.never(&spared), host::secret());
         saved.memories.into_iter().for_each(|memory| engine.restore_memory(memory));
         restore(&mut engine, standing);
         let zone = TimeZone::system();
@@ -428,16 +431,13 @@ pub(crate) fn date_of(zone: &TimeZone) -> DateOf {
 }
 
 pub(crate) fn longest_findtime(config: &Config) -> Duration {
-    config.jails.iter().map(|jail| jail.terms.findtime).max().unwrap_or_default()
+    config.terms().iter().map(|terms| terms.findtime).max().unwrap_or_default()
 }
 
 /// How long it takes at most until the bans of an offender are all forgotten.
 fn longest_memory(config: &Config) -> Duration {
-    let forget = config
-        .jails
-        .iter()
-        .filter_map(|jail| jail.terms.increment.as_ref())
-        .map(|increment| increment.forget);
+    let forget =
+        config.terms().into_iter().filter_map(|terms| terms.increment).map(|increment| increment.forget);
     forget.max().unwrap_or(FORGET).saturating_mul(OFFENCES_REMEMBERED)
 }
 

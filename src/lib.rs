@@ -23,6 +23,7 @@ pub mod ports;
 pub mod reload;
 pub mod replay;
 pub mod rtnetlink;
+pub mod service;
 pub mod sheet;
 pub mod sources;
 pub mod spare;

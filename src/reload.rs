@@ -30,8 +30,7 @@ impl Daemon {
         let (before, _) = listeners(&self.config);
         let (paths, listeners) = listeners(&config);
         let was: Vec<_> = paths.iter().map(|path| before.iter().position(|old| old == path)).collect();
-        let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
-        self.engine.amend(terms, listeners, &was);
+        self.engine.amend(config.terms(), listeners, &was);
         standing.into_iter().for_each(|ban| self.engine.restore(ban));
         if let Err(error) =
             self.sources.follow(&paths, longest_findtime(&config), host::now(), &date_of(&self.zone))

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ const MAXTIME: Duration = Duration::from_secs(35 * 86_400);
 /// The most failures that a jail may ask for: each is remembered with 8 bytes for each address.
 const MAXRETRY_MAX: u32 = 1_000;
 /// The most elements that one set may be told to hold.
-const CAPACITY_MAX: u32 = 1 << 24;
+pub const CAPACITY_MAX: u32 = 1 << 24;
 
 /// One file as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -37,7 +38,7 @@ struct FileSheet {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Keys {
-    pub enabled: Option<bool>,
+    pub enabled: Option<Text<Enabled>>,
     pub rule: Option<Spanned<String>>,
     pub mode: Option<Spanned<String>>,
     pub logpath: Option<Many<PathBuf>>,
@@ -52,6 +53,27 @@ pub struct Keys {
     pub block: Option<Block>,
     pub hook: Option<Spanned<Many<Hook>>>,
     pub capacity: Option<Spanned<u32>>,
+}
+
+/// Whether a jail runs: `true`, `false`, or `auto`, which is where its service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enabled {
+    Yes,
+    No,
+    Auto,
+}
+
+impl FromStr for Enabled {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "true" => Ok(Enabled::Yes),
+            "false" => Ok(Enabled::No),
+            "auto" => Ok(Enabled::Auto),
+            _ => Err("write true, false or auto"),
+        }
+    }
 }
 
 /// How bans grow, as it is written.
@@ -97,6 +119,8 @@ pub struct JailSheet {
     pub keys: Keys,
     pub source: Source,
     pub place: Location,
+    /// What is wrong with it alone.
+    pub faults: Vec<Fault>,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +134,8 @@ pub struct Sheet {
 }
 
 impl Sheet {
+    /// Reads one file. An error is what no jail can be trusted after, such as an `ignoreip` that is not understood;
+    /// what is wrong with a jail alone goes with the jail.
     pub fn read(path: &Path, library: &Library, services: &Services) -> Result<Sheet, Vec<Fault>> {
         let name = path.display().to_string();
         let bytes = fs::read(path).map_err(|error| vec![unreadable(path, &error)])?;
@@ -118,32 +144,30 @@ impl Sheet {
         let FileSheet { defaults, jails } = file.unwrap_or_default();
         let defaults = defaults.unwrap_or_default();
         let source = Arc::new((name, text));
-        let jails = jails.map(|jails| {
-            jails
-                .into_iter()
-                .map(|(name, keys)| {
-                    let place = keys.defined;
-                    (name, JailSheet { keys: keys.value.unwrap_or_default(), source: source.clone(), place })
-                })
-                .collect::<BTreeMap<_, _>>()
-        });
         let mut faults = defaults.faults(None, &source, library, services);
         for key in [&defaults.rule, &defaults.mode].into_iter().flatten() {
             faults.push(fault(&source, key.defined, "this belongs to a jail, not to defaults"));
         }
-        for (name, jail) in jails.iter().flatten() {
-            let ban_local = jail.keys.ban_local.as_ref().map(|key| key.defined);
-            let proxies = jail.keys.trusted_proxies.as_ref().map(|key| key.defined);
+        let read = |(name, keys): (JailName, Spanned<Option<Keys>>)| {
+            let (place, keys) = (keys.defined, keys.value.unwrap_or_default());
+            let mut faults = keys.faults(Some(&name), &source, library, services);
+            let ban_local = keys.ban_local.as_ref().map(|key| key.defined);
+            let proxies = keys.trusted_proxies.as_ref().map(|key| key.defined);
             for place in ban_local.into_iter().chain(proxies) {
                 faults.push(fault(&source, place, "this belongs to defaults, not to a jail"));
             }
-            faults.extend(jail.keys.faults(Some(name), &source, library, services));
-        }
+            (name, JailSheet { keys, source: source.clone(), place, faults })
+        };
+        let jails = jails.map(|jails| jails.into_iter().map(read).collect::<BTreeMap<_, _>>());
         let at = |key: &Option<Spanned<_>>| {
             key.as_ref().map(|key: &Spanned<Many<Entry>>| format!("{}:{}", source.0, key.defined.line()))
         };
         let (ignoreip_at, trusted_at) = (at(&defaults.ignoreip), at(&defaults.trusted_proxies));
-        if faults.is_empty() { Ok(Sheet { defaults, ignoreip_at, trusted_at, jails }) } else { Err(faults) }
+        if faults.is_empty() {
+            return Ok(Sheet { defaults, ignoreip_at, trusted_at, jails });
+        }
+        faults.extend(jails.into_iter().flatten().flat_map(|(_, jail)| jail.faults));
+        Err(faults)
     }
 
     /// Lays a later file over this one.
@@ -155,7 +179,10 @@ impl Sheet {
         let mine = self.jails.get_or_insert_default();
         for (name, jail) in jails {
             match mine.get_mut(&name) {
-                Some(earlier) => earlier.keys = jail.keys.over(&earlier.keys),
+                Some(earlier) => {
+                    earlier.keys = jail.keys.over(&earlier.keys);
+                    earlier.faults.extend(jail.faults);
+                }
                 None => {
                     mine.insert(name, jail);
                 }

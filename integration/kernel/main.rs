@@ -7,6 +7,7 @@ mod netns;
 mod never;
 mod nft;
 mod protects;
+mod recidive;
 mod refuses;
 mod rejects;
 mod reloads;

@@ -12,7 +12,7 @@ use nftjail::jail::window::TARGETS_MAX;
 use nftjail::model::{Ban, Bantime, Target};
 use proptest::prelude::*;
 
-use naive::Law;
+use naive::{About, Law};
 use world::{Attempt, World};
 
 const JAILS: [&str; 4] = ["mail", "sshd", "web", "recidive"];
@@ -30,6 +30,10 @@ const ADDRS: [&str; 9] = [
     "127.0.0.1",
 ];
 
+const USERS: [&str; 2] = ["ann", "bob"];
+/// The first two are one.
+const PATHS: [&str; 4] = ["/a", "/a?b", "/b", "/c"];
+
 const NETS: [&str; 5] =
     ["192.0.2.2/32", "192.0.2.2/31", "198.51.100.0/24", "2001:db8:0:1::1/128", "2001:db8:0:2::/64"];
 
@@ -43,7 +47,8 @@ fn target(addr: &str) -> Target {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Fail(&'static str, &'static str, Attempt, i64),
+    Fail(&'static str, &'static str, Attempt, About, i64),
+    Succeed(&'static str, &'static str, About, i64),
     Pass(u64),
     Turn(usize),
     Answer,
@@ -64,6 +69,7 @@ fn nets(most: usize) -> impl Strategy<Value = Vec<IpNet>> {
 fn bantimes() -> impl Strategy<Value = Bantime> {
     prop_oneof![
         6 => (1u64..60).prop_map(|length| Bantime::For(seconds(length))),
+        1 => (500u64..40_000).prop_map(|length| Bantime::For(seconds(length))),
         1 => Just(Bantime::Forever),
     ]
 }
@@ -78,10 +84,14 @@ fn steps() -> impl Strategy<Value = Step> {
         2 => (1u32..8).prop_map(Attempt::Count),
         2 => Just(Attempt::Worst),
     ];
-    let age = prop_oneof![3 => Just(0), 1 => (-4i64..80).prop_map(|halves| halves * 500)];
+    let age = || prop_oneof![3 => Just(0), 1 => (-4i64..80).prop_map(|halves| halves * 500)];
+    let some = |words: &'static [&'static str]| proptest::option::of(prop::sample::select(words));
+    let about = || (some(&USERS), some(&PATHS)).prop_map(|(user, path)| About { user, path });
     prop_oneof![
-        40 => (jail(), addr(), attempt, age)
-            .prop_map(|(jail, addr, attempt, age)| Step::Fail(jail, addr, attempt, age)),
+        40 => (jail(), addr(), attempt, about(), age())
+            .prop_map(|(jail, addr, attempt, about, age)| Step::Fail(jail, addr, attempt, about, age)),
+        6 => (jail(), addr(), about(), age())
+            .prop_map(|(jail, addr, about, age)| Step::Succeed(jail, addr, about, age)),
         12 => (1u64..40).prop_map(|halves| Step::Pass(halves * 500)),
         1 => (1u64..400).prop_map(|halves| Step::Pass(halves * 500)),
         12 => (1usize..6).prop_map(Step::Turn),
@@ -113,17 +123,24 @@ fn increments() -> impl Strategy<Value = Increment> {
 }
 
 fn laws() -> impl Strategy<Value = Vec<Law>> {
-    let law = (1u32..=6, 1u64..60, bantimes(), proptest::option::of(increments()), nets(1)).prop_map(
-        |(maxretry, findtime, bantime, increment, ignoreip)| Law {
-            name: "",
-            maxretry,
-            findtime: seconds(findtime),
-            bantime,
-            increment,
-            ignoreip,
-            hears_bans: false,
-        },
+    let counting = (
+        prop::bool::weighted(0.3),
+        proptest::option::of(1u32..4),
+        proptest::option::weighted(0.8, (1u64..200).prop_map(seconds)),
     );
+    let law = (1u32..=6, 1u64..60, bantimes(), proptest::option::of(increments()), nets(1), counting);
+    let law = law.prop_map(|(maxretry, findtime, bantime, increment, ignoreip, counting)| Law {
+        name: "",
+        maxretry,
+        findtime: seconds(findtime),
+        distinct: counting.0,
+        user_addrs: counting.1,
+        friend_for: counting.2,
+        bantime,
+        increment,
+        ignoreip,
+        hears_bans: false,
+    });
     (prop::sample::subsequence(&JAILS[..], 1..=4), proptest::collection::vec(law, 4)).prop_map(
         |(names, mut laws)| {
             laws.truncate(names.len());
@@ -140,8 +157,9 @@ fn laws() -> impl Strategy<Value = Vec<Law>> {
 
 fn take(world: &mut World, step: Step) {
     match step {
-        Step::Fail("recidive", ..) => {}
-        Step::Fail(jail, addr, attempt, age) => world.fail(jail, addr, attempt, age),
+        Step::Fail("recidive", ..) | Step::Succeed("recidive", ..) => {}
+        Step::Fail(jail, addr, attempt, about, age) => world.fail_as(jail, addr, attempt, about, age),
+        Step::Succeed(jail, addr, about, age) => world.succeed(jail, addr, about, age),
         Step::Pass(ms) => world.pass(Duration::from_millis(ms)),
         Step::Turn(most) => world.turn(most),
         Step::Answer => world.answer(),
@@ -182,6 +200,9 @@ fn law(name: &'static str, maxretry: u32, findtime: Duration, bantime: Duration)
         name,
         maxretry,
         findtime,
+        distinct: false,
+        user_addrs: None,
+        friend_for: Some(seconds(86_400)),
         bantime: Bantime::For(bantime),
         increment: None,
         ignoreip: Vec::new(),
@@ -285,4 +306,80 @@ fn a_flood_of_addresses_meets_a_bound() {
     world.fail("sshd", "192.0.2.1", Attempt::Bad, 0);
     world.settle();
     assert_eq!(drops(&world, "192.0.2.1"), [("sshd".to_owned(), 10)]);
+}
+
+fn as_user(user: &'static str) -> About {
+    About { user: Some(user), path: None }
+}
+
+/// Who has an account guesses at another's, and logs in with his own after every guess, so that the count of his
+/// failures would begin anew if a log-in forgave them all. Nor does he guess for ever because he is a friend.
+#[test]
+fn one_good_account_does_not_buy_more_guesses() {
+    const ATTACKER: &str = "203.0.113.7";
+    let mut world = World::new(&[law("sshd", 5, seconds(600), seconds(600))], 1_000);
+    for guess in 0..10 {
+        assert_eq!(drops(&world, ATTACKER), [], "after {guess} guesses");
+        world.fail_as("sshd", ATTACKER, Attempt::Bad, as_user("root"), 0);
+        world.succeed("sshd", ATTACKER, as_user("mallory"), 0);
+        world.settle();
+    }
+    assert_eq!(drops(&world, ATTACKER), [("sshd".to_owned(), 1)], "ten guesses, and a short ban");
+    world.pass(seconds(60));
+    for _ in 0..10 {
+        world.fail_as("sshd", ATTACKER, Attempt::Bad, as_user("root"), 0);
+        world.succeed("sshd", ATTACKER, as_user("mallory"), 0);
+    }
+    world.settle();
+    assert_eq!(drops(&world, ATTACKER), [("sshd".to_owned(), 10)], "the second ban is a stranger's");
+}
+
+#[test]
+fn a_mistyped_password_is_forgiven_with_the_log_in() {
+    let mut world = World::new(&[law("sshd", 2, seconds(600), seconds(600))], 1_000);
+    for _ in 0..20 {
+        world.fail_as("sshd", "192.0.2.1", Attempt::Bad, as_user("ann"), 0);
+        world.succeed("sshd", "192.0.2.1", as_user("ann"), 0);
+    }
+    world.settle();
+    assert_eq!(drops(&world, "192.0.2.1"), []);
+}
+
+#[test]
+fn a_friend_of_one_jail_is_a_stranger_in_the_next() {
+    let jails = ["mail", "sshd"].map(|name| law(name, 1, seconds(600), seconds(600)));
+    let mut world = World::new(&jails, 1_000);
+    world.succeed("mail", "192.0.2.1", About::default(), 0);
+    for jail in ["mail", "sshd"] {
+        world.fail(jail, "192.0.2.1", Attempt::Bad, 0);
+    }
+    world.settle();
+    assert_eq!(drops(&world, "192.0.2.1"), [("sshd".to_owned(), 10)]);
+}
+
+#[test]
+fn a_restart_makes_no_stranger_of_a_friend() {
+    let mut world = World::new(&[law("sshd", 1, seconds(600), seconds(600))], 1_000);
+    world.succeed("sshd", "192.0.2.1", as_user("ann"), 0);
+    world.restart();
+    world.fail_as("sshd", "192.0.2.1", Attempt::Bad, as_user("ann"), 0);
+    world.settle();
+    assert_eq!(drops(&world, "192.0.2.1"), []);
+}
+
+/// A page that is missing and asked for again and again is one mistake; many paths are a scan.
+#[test]
+fn twenty_paths_ban_and_twenty_reloads_do_not() {
+    let mut world =
+        World::new(&[Law { distinct: true, ..law("web", 20, seconds(600), seconds(600)) }], 1_000);
+    let paths: Vec<&str> = (0..20).map(|n| &*format!("/phpmyadmin-{n}/").leak()).collect();
+    for (reload, path) in paths.iter().enumerate() {
+        world.fail_as("web", "192.0.2.1", Attempt::Bad, About { user: None, path: Some("/indxe.html") }, 0);
+        let reloaded = &*format!("/indxe.html?{reload}").leak();
+        world.fail_as("web", "192.0.2.1", Attempt::Bad, About { user: None, path: Some(reloaded) }, 0);
+        world.fail_as("web", "203.0.113.7", Attempt::Bad, About { user: None, path: Some(path) }, 0);
+    }
+    world.settle();
+    assert_eq!(drops(&world, "192.0.2.1"), []);
+    assert_eq!(drops(&world, "203.0.113.7"), [("web".to_owned(), 10)]);
 }

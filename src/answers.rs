@@ -33,6 +33,7 @@ impl Daemon {
             Request::Attempt { jail, addr } => self.attempt(&jail, addr),
             Request::Pause { jail, paused } => self.pause(&jail, paused),
             Request::Reload => self.reload().await,
+            Request::Probe { jail } => self.probe(&jail),
             Request::IgnoreAdd { net, force } => match self.ignore(net, force).await {
                 Ok((Some(ticket), done)) => {
                     self.waiting.insert(ticket, Waiting { answer, done });
@@ -72,7 +73,7 @@ impl Daemon {
                 }
                 Err(refusal) => status.troubles.push(refusal.to_string()),
             }
-            let _ = answer.send(Response::Status(status));
+            let _ = answer.send(Response::Status(Box::new(status)));
         });
     }
 
@@ -102,15 +103,23 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             started: self.started,
+            loaded: self.loaded,
+            audited: self.audit.done,
             now: host::now(),
             pending: self.pending,
+            repairs: self.repairs.done.clone(),
             sources: self.sources.status().into_iter().filter(|source| listened(&source.name)).collect(),
             broken: broken.collect(),
             auto: self.config.auto.iter().filter(|auto| wanted(&auto.jail)).cloned().collect(),
             ignored: self.ignored.iter().copied().collect(),
-            troubles: (self.troubles.iter().chain(self.config.known.troubles()).cloned())
-                .chain(proxied)
-                .collect(),
+            troubles: (self
+                .troubles
+                .iter()
+                .chain(&self.config.troubles)
+                .chain(self.config.known.troubles())
+                .cloned())
+            .chain(proxied)
+            .collect(),
             jails,
         }
     }
@@ -207,6 +216,16 @@ impl Daemon {
         Response::Done(told.join("\n"))
     }
 
+    fn probe(&mut self, name: &JailName) -> Response {
+        if self.engine.jail(name).is_none() {
+            return self.no_such_jail(name);
+        }
+        match self.engine.handle_probe(name, host::now()) {
+            Ok(addr) => Response::Probe(addr),
+            Err(why) => failed(Failed::Refused, why),
+        }
+    }
+
     fn pause(&mut self, name: &JailName, paused: bool) -> Response {
         if self.engine.jail(name).is_none() {
             return self.no_such_jail(name);
@@ -238,8 +257,8 @@ fn jail_status(jail: &Jail, config: &JailConfig) -> JailStatus {
         failed_total: jail.failed_total(),
         banned: jail.bans().len(),
         banned_total: jail.banned_total(),
-        forgotten_total: jail.window().forgotten(),
+        forgotten_total: jail.forgotten_total(),
         dropped: None,
-        sources: config.logpath.iter().map(|path| path.display().to_string()).collect(),
+        sources: config.logpath.iter().map(ToString::to_string).collect(),
     }
 }

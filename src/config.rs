@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::acquire::place::Place;
 use crate::detect::{Library, NORMAL, Rule};
 use crate::host::Services;
 use crate::jail::Terms;
 use crate::jail::allow::Allow;
-use crate::model::{Bantime, Block, Cell, Hook, JailName, Layout, Ports, Span};
+use crate::model::{Bantime, Block, Cell, Hook, JailName, Kill, Layout, Ports, Span};
 use crate::never::{Entry, Known};
 use crate::ports;
 use crate::service::{Traces, own_logs};
@@ -38,8 +39,12 @@ pub struct Config {
     pub trusted_proxies: List,
     /// Hosts of this host's local networks are banned like all others.
     pub ban_local: bool,
+    /// Nobody else may change our table.
+    pub owner: bool,
     /// What the files and names in every `ignoreip` stand for now.
     pub known: Known,
+    /// What was asked for and cannot be had, in words.
+    pub troubles: Vec<String>,
     /// The files it was read from; empty where there are none, and the built-in sshd jail serves.
     pub files: Vec<PathBuf>,
 }
@@ -49,9 +54,10 @@ pub struct JailConfig {
     pub terms: Terms,
     pub rule: Arc<Rule>,
     pub mode: String,
-    pub logpath: Vec<PathBuf>,
+    pub logpath: Vec<Place>,
     pub ports: Ports,
     pub block: Block,
+    pub kill: Kill,
     pub hooks: BTreeSet<Hook>,
     pub capacity: u32,
     /// As it is written; `terms.ignoreip` is what it stood for when it was read.
@@ -114,7 +120,8 @@ impl Config {
         }
         let ignoreip = List::new(sheet.defaults.ignoreip.clone(), sheet.ignoreip_at.take());
         let trusted_proxies = List::new(sheet.defaults.trusted_proxies.clone(), sheet.trusted_at.take());
-        let ban_local = sheet.defaults.ban_local.as_ref().is_some_and(|key| key.value);
+        let is_set = |key: &Option<Spanned<bool>>| key.as_ref().is_some_and(|key| key.value);
+        let (ban_local, owner) = (is_set(&sheet.defaults.ban_local), is_set(&sheet.defaults.owner));
         let Resolved { mut jails, broken, auto } = resolve(sheet, &library, services);
         if jails.is_empty() && !broken.is_empty() {
             return Err(broken.into_iter().flat_map(|broken| broken.faults).collect());
@@ -122,13 +129,36 @@ impl Config {
         let own = jails.iter().flat_map(|jail| &jail.ignoreip);
         let known = Known::new(own.chain(&ignoreip.entries).chain(&trusted_proxies.entries));
         jails.iter_mut().for_each(|jail| jail.terms.ignoreip = Allow::new(&known.nets(&jail.ignoreip)));
-        Ok(Config { jails, broken, auto, ignoreip, trusted_proxies, ban_local, known, files })
+        let troubles = Vec::new();
+        Ok(Config {
+            jails,
+            broken,
+            auto,
+            ignoreip,
+            trusted_proxies,
+            ban_local,
+            owner,
+            known,
+            troubles,
+            files,
+        })
     }
 
     /// The terms of all jails, the broken last.
     pub fn terms(&self) -> Vec<Terms> {
         let sound = self.jails.iter().map(|jail| &jail.terms);
         sound.chain(self.broken.iter().map(|broken| &broken.terms)).cloned().collect()
+    }
+
+    /// Goes without what this kernel does not have.
+    pub fn heed(&mut self, can_own: bool) {
+        if self.owner && !can_own {
+            self.owner = false;
+            self.troubles.push(
+                "owner: this kernel cannot do it, Linux 6.9 can: others may change our table, and it is then put back"
+                    .to_owned(),
+            );
+        }
     }
 
     /// Whom no jail bans by what is written.
@@ -161,6 +191,7 @@ impl Config {
         let loopback = ["127.0.0.0/8", "::1/128"].map(|net| net.parse().expect("a net"));
         Layout {
             cells,
+            owned: self.owner,
             never: self.listed().into_iter().chain(own.iter().copied()).chain(loopback).collect(),
         }
     }
@@ -266,7 +297,8 @@ fn trace(jail: &JailConfig, names_log: bool, traces: &Traces) -> Result<String, 
     if jail.terms.hears_bans {
         return Ok("it hears the other jails".to_owned());
     }
-    let logs = if names_log { jail.logpath.clone() } else { own_logs(jail.rule.logpath()) };
+    let named = || jail.logpath.iter().filter_map(Place::file).map(Path::to_owned).collect();
+    let logs = if names_log { named() } else { own_logs(jail.rule.logpath()) };
     traces.of(&logs, jail.rule.units(), &jail.ports)
 }
 
@@ -293,6 +325,12 @@ fn resolve_jail(
     let rule = library
         .compile(&rule_name, Some(&mode).filter(|mode| *mode != NORMAL).map(String::as_str))
         .map_err(|bad| bad.to_string())?;
+    if keys.distinct.is_some() && !rule.names_paths() {
+        return Err(Some(format!(
+            "no pattern of the rule {rule_name} says which path was asked for, so distinct: path would count nothing \
+             as one: leave it out, or write a rule with <PATH>"
+        )));
+    }
     // A jail recidive that names no log hears the bans of the other jails themselves.
     let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none();
     let logpath = match &keys.logpath {
@@ -300,7 +338,7 @@ fn resolve_jail(
         None if hears_bans => Vec::new(),
         None => default_logpath(rule.logpath()),
     };
-    if let Some(path) = logpath.iter().find(|path| !path.is_absolute()) {
+    if let Some(path) = logpath.iter().filter_map(Place::file).find(|path| !path.is_absolute()) {
         let path = path.display();
         return Err(Some(format!(
             "logpath \"{path}\" does not name a file from the root: write /path/to/it"
@@ -310,7 +348,19 @@ fn resolve_jail(
     let terms = terms(keys, name, own, rule.maxretry(), hears_bans);
     let Cell { block, hooks, capacity, .. } = cell(keys, name, Ports::All);
     let ignoreip = entries(keys.ignoreip.clone());
-    Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, block, hooks, capacity, ignoreip })
+    let kill = keys.kill.unwrap_or_default();
+    Ok(JailConfig {
+        terms,
+        rule: Arc::new(rule),
+        mode,
+        logpath,
+        ports,
+        block,
+        kill,
+        hooks,
+        capacity,
+        ignoreip,
+    })
 }
 
 fn terms(keys: &Keys, name: &JailName, own: &Keys, rule: Option<u32>, hears_bans: bool) -> Terms {
@@ -325,6 +375,9 @@ fn terms(keys: &Keys, name: &JailName, own: &Keys, rule: Option<u32>, hears_bans
         findtime: findtime.map_or(TEN_MINUTES, |span| span.0.0),
         bantime: bantime.map_or(Bantime::For(TEN_MINUTES), |time| time.0),
         increment: keys.increment.as_ref().and_then(|key| key.value.increment().ok()),
+        distinct: keys.distinct.is_some(),
+        user_addrs: keys.user_addrs(),
+        friend_for: keys.friend_for(),
         ignoreip: Allow::default(),
         hears_bans,
     }
@@ -355,10 +408,10 @@ fn broken(keys: &Keys, name: JailName, sheet: JailSheet, library: &Library, serv
 }
 
 /// The first log that is there, since distributions differ; all of them where none is, to wait for.
-fn default_logpath(candidates: &[String]) -> Vec<PathBuf> {
-    let candidates = || candidates.iter().map(PathBuf::from);
-    match candidates().find(|path| path.exists()) {
-        Some(path) => vec![path],
+fn default_logpath(candidates: &[String]) -> Vec<Place> {
+    let candidates = || candidates.iter().map(|path| Place::File(path.into()));
+    match candidates().find(|place| place.file().is_some_and(Path::exists)) {
+        Some(place) => vec![place],
         None => candidates().collect(),
     }
 }
@@ -383,6 +436,52 @@ mod tests {
         assert_eq!(blocks("jails: {sshd: {port: 22, block: reject}}"), [Block::Reject]);
         let jails = "jails: {dovecot: {port: 993, block: drop}, sshd: {port: 22}}";
         assert_eq!(blocks(&format!("defaults: {{block: reject}}\n{jails}")), [Block::Drop, Block::Reject]);
+    }
+
+    #[test]
+    fn a_jail_counts_as_it_is_told() {
+        let terms =
+            |keys: &str| load(&format!("jails: {{nginx-scan: {{{keys}}}}}")).unwrap().jails.remove(0).terms;
+        let day = Duration::from_secs(86_400);
+        let plain = terms("port: 80");
+        assert_eq!((plain.distinct, plain.user_addrs, plain.friend_for), (false, None, Some(day)));
+        let told = terms("distinct: path, count_by: [addr, user], friend_for: never");
+        assert_eq!((told.distinct, told.user_addrs, told.friend_for), (true, Some(8), None));
+        let told = terms("count_by: [addr, user], user_addrs: 3, friend_for: 2d");
+        assert_eq!((told.user_addrs, told.friend_for), (Some(3), Some(2 * day)));
+        assert_eq!(terms("count_by: addr, user_addrs: 3").user_addrs, None);
+    }
+
+    #[test]
+    fn what_cannot_be_counted_is_pointed_at() {
+        for (text, line, column, message) in [
+            (
+                "jails:\n  sshd:\n    distinct: path\n",
+                3,
+                5,
+                "no pattern of the rule sshd says which path was asked for, so distinct: path would count nothing as \
+                 one: leave it out, or write a rule with <PATH>",
+            ),
+            ("defaults: {distinct: path}\n", 1, 22, "this belongs to a jail, not to defaults"),
+            ("jails: {sshd: {distinct: paht}}\n", 1, 26, "unknown word \"paht\": did you mean path?"),
+            (
+                "defaults: {count_by: [user]}\n",
+                1,
+                22,
+                "addresses are what is banned: write [addr, user] to count users as well",
+            ),
+            ("defaults: {count_by: [addr, usr]}\n", 1, 29, "unknown word \"usr\": did you mean user?"),
+            ("defaults: {user_addrs: 65}\n", 1, 24, "this must be from 1 to 64"),
+            (
+                "defaults: {friend_for: 0}\n",
+                1,
+                24,
+                "\"0\" is not a length of time: write 90s, 10m, 1h30m, 2d or 1w, or never",
+            ),
+        ] {
+            let fault = load(text).unwrap_err().remove(0);
+            assert_eq!((fault.line, fault.column, fault.message.as_str()), (line, column, message));
+        }
     }
 
     #[test]

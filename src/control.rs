@@ -55,6 +55,11 @@ pub enum Request {
         paused: bool,
     },
     Reload,
+    /// Ban, for a moment and without counting it, the address that the answer names as soon as the jail's log shows
+    /// that it failed.
+    Probe {
+        jail: JailName,
+    },
     /// Somebody is never banned from now on. A wide network must be forced.
     IgnoreAdd {
         net: IpNet,
@@ -107,8 +112,10 @@ impl Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
-    Status(Status),
+    Status(Box<Status>),
     Bans(Vec<BanStatus>),
+    /// The address that the jail waits for.
+    Probe(IpAddr),
     Ignored(Vec<IgnoredStatus>),
     /// It is done, in words.
     Done(String),

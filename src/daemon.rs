@@ -13,6 +13,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use crate::acquire::place::Place;
+use crate::audit::Audit;
 use crate::bell::Bell;
 use crate::config::Config;
 use crate::control::{self, Asked, Failed, Response, failed};
@@ -20,11 +22,14 @@ use crate::detect::{self, Clock};
 use crate::enforcer::{Done, Enforcer, Restore};
 use crate::engine::{Engine, Listener, Outcome};
 use crate::host::{self, AddressWatch, Services};
-use crate::jail::{FORGET, Jail};
-use crate::model::{Ban, Change, Event, Timestamp, plain};
+use crate::jail::FORGET;
+use crate::model::{Ban, Change, Event, Kill, Timestamp, plain};
 use crate::never;
 use crate::nft::Refusal;
 use crate::nft::netlink::Netlink;
+use crate::nft::news::News;
+use crate::repair::Repairs;
+use crate::sockets::{Cut, Cutter};
 use crate::sources::{DateOf, Sources};
 use crate::state::{Saved, State, Step};
 use crate::tell;
@@ -82,6 +87,7 @@ pub struct Daemon {
     pub(crate) engine: Engine,
     pub(crate) enforcer: Enforcer,
     pub(crate) sources: Sources,
+    cutter: Cutter,
     pub(crate) state: Option<State>,
     /// What the kernel took since the last save.
     taken: Vec<Change>,
@@ -94,7 +100,13 @@ pub struct Daemon {
     /// Questions that are answered when the kernel has spoken, by ticket.
     pub(crate) waiting: HashMap<u64, Waiting>,
     pub(crate) troubles: Vec<String>,
+    pub(crate) repairs: Repairs,
+    pub(crate) audit: Audit,
+    /// The kernel lets a table have an owner.
+    pub(crate) can_own: bool,
     pub(crate) started: Timestamp,
+    /// When the configuration was read.
+    pub(crate) loaded: Timestamp,
 }
 
 /// A question that waits for the kernel.
@@ -110,6 +122,8 @@ struct Wakers {
     questions: mpsc::Receiver<Asked>,
     addresses: AddressWatch,
     address_bell: Bell,
+    ruleset: News,
+    ruleset_bell: Bell,
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
@@ -117,6 +131,7 @@ struct Wakers {
 
 impl Daemon {
     async fn start(places: &Places) -> Result<(Daemon, Wakers, JoinHandle<()>), Stopped> {
+        let loaded = host::now();
         let mut config = Config::load_sound(places.config.as_deref(), &Services::of_this_host())
             .map_err(bad_configuration)?;
         for broken in &config.broken {
@@ -124,7 +139,10 @@ impl Daemon {
             broken.faults.iter().for_each(|why| tracing::error!("{name} does not run, the others do: {why}"));
         }
         let listener = control::listen(&places.socket).map_err(Stopped::Failed)?;
-        let kernel = Netlink::open().map_err(refused)?;
+        let mut kernel = Netlink::open().map_err(refused)?;
+        let can_own = kernel.can_own();
+        config.heed(can_own);
+        let news = kernel.port().and_then(News::open).map_err(|error| Stopped::Failed(plain(&error)))?;
         let (enforcer, done, thread) = Enforcer::spawn(Box::new(kernel), host::now);
         let own = never::of_this_host(config.ban_local).map_err(|error| Stopped::Failed(plain(&error)))?;
         let mut watch = never::Watch::over(&config.known);
@@ -134,18 +152,18 @@ impl Daemon {
         let layout = config.layout(&spared);
         let standing = enforcer.install(layout, Restore::AfterReboot(saved.bans)).await.map_err(refused)?;
 
-        let (paths, listeners) = listeners(&config);
+        let (logs, listeners) = listeners(&config);
         let mut engine = Engine::new(config.terms(), listeners, config.never(&spared), host::secret());
         saved.memories.into_iter().for_each(|memory| engine.restore_memory(memory));
         restore(&mut engine, standing);
         let zone = TimeZone::system();
         let backlog = longest_findtime(&config);
-        let sources = Sources::open(&paths, &saved.positions, backlog, host::now(), &date_of(&zone))
+        let sources = Sources::open(&logs, &saved.positions, backlog, host::now(), &date_of(&zone))
             .map_err(|error| Stopped::Failed(plain(&error)))?;
 
         let (ask, questions) = mpsc::channel(16);
         tokio::spawn(control::serve(listener, ask));
-        let wakers = Wakers::new(done, questions).map_err(|error| Stopped::Failed(plain(&error)))?;
+        let wakers = Wakers::new(done, questions, news).map_err(|error| Stopped::Failed(plain(&error)))?;
         let daemon = Daemon {
             places: places.clone(),
             config,
@@ -156,6 +174,7 @@ impl Daemon {
             engine,
             enforcer,
             sources,
+            cutter: Cutter::start(),
             state,
             taken: Vec::new(),
             save_at: None,
@@ -164,7 +183,11 @@ impl Daemon {
             tickets: 0,
             waiting: HashMap::new(),
             troubles,
+            repairs: Repairs::default(),
+            audit: Audit::default(),
+            can_own,
             started: host::now(),
+            loaded,
         };
         tracing::info!("{}", tell::screen::truth(&daemon.status(None)));
         Ok((daemon, wakers, thread))
@@ -191,11 +214,18 @@ impl Daemon {
                         self.handle_addresses().await;
                     }
                 }
+                () = wakers.ruleset_bell.rung() => {
+                    if let Some(damage) = wakers.ruleset.take() {
+                        self.handle_damage(damage);
+                    }
+                }
                 Some(news) = self.watch.news() => self.handle_news(news).await,
                 () = self.sources.changed() => {}
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
                 () = tokio::task::yield_now(), if more => {}
             }
+            self.audit().await;
+            self.repair().await;
             self.handle_time();
         }
         let standing: usize = self.engine.jails().iter().map(|jail| jail.bans().len()).sum();
@@ -247,13 +277,15 @@ impl Daemon {
     async fn handle_done(&mut self, done: Done) {
         self.pending -= done.taken.len() + done.refused.len();
         if done.lost {
-            return self.heal(done).await;
+            return self.handle_lost(done).await;
         }
+        let done = Done { taken: self.engine.without_probes(done.taken), ..done };
         let now = host::now();
         let mut out = Outcome::default();
         for change in &done.taken {
             self.engine.handle_taken(change, now, &mut out);
         }
+        self.cutter.cut(done.taken.iter().filter_map(|change| self.cut(change)).collect());
         for (change, why) in &done.refused {
             self.engine.handle_refused(change, why, &mut out);
         }
@@ -271,30 +303,12 @@ impl Daemon {
         self.follow(out);
     }
 
-    /// Our table is gone or damaged: puts it back with every ban that is believed, then asks again.
-    async fn heal(&mut self, done: Done) {
-        tracing::error!("somebody removed our table or a part of it: putting it back");
-        let believed = self.engine.jails().iter().flat_map(Jail::bans).cloned().collect();
-        let healed =
-            self.enforcer.install(self.config.layout(&self.spared()), Restore::Missing(believed)).await;
-        let changes: Vec<Change> = done.refused.into_iter().map(|(change, _)| change).collect();
-        match healed {
-            Ok(_) => {
-                self.pending += changes.len();
-                self.enforcer.apply(done.ticket, changes);
-            }
-            Err(refusal) => {
-                let why = refusal.to_string();
-                let mut out = Outcome::default();
-                for change in &changes {
-                    self.engine.handle_refused(change, &why, &mut out);
-                }
-                if let Some(Waiting { answer, .. }) = self.waiting.remove(&done.ticket) {
-                    let _ = answer.send(failed(Failed::Refused, why));
-                }
-                self.follow(out);
-            }
-        }
+    /// Whose connections a change ends.
+    fn cut(&self, change: &Change) -> Option<Cut> {
+        let Change::Ban(Ban { jail, target, .. }) = change else { return None };
+        let config = self.config.jails.iter().find(|config| config.terms.name == *jail)?;
+        let ports = (config.kill == Kill::Sockets).then(|| config.ports.clone())?;
+        Some(Cut { jail: jail.clone(), target: *target, ports })
     }
 
     /// Does what is due: forgets bans that ended, saves.
@@ -314,6 +328,8 @@ impl Daemon {
         let now = host::now();
         let due = [self.engine.poll_timeout(), self.sources.poll_timeout(now)].into_iter().flatten().min();
         let save_at = self.save_at.filter(|_| self.pending == 0);
+        let audit_at = self.audit.poll_timeout().filter(|_| self.pending == 0);
+        let due = [due, self.repairs.poll_timeout(), audit_at].into_iter().flatten().min();
         due.map(|due| Instant::now() + due.since(now)).into_iter().chain(save_at).min()
     }
 
@@ -337,6 +353,7 @@ impl Daemon {
             ignored: self.ignored.clone(),
             stale_failures: now.minus(longest_findtime(&self.config)),
             stale_offenders: now.minus(longest_memory(&self.config)),
+            stale_friends: now.minus(longest_friendship(&self.config)),
             now,
         }
     }
@@ -371,13 +388,19 @@ impl Daemon {
 }
 
 impl Wakers {
-    fn new(done: mpsc::UnboundedReceiver<Done>, questions: mpsc::Receiver<Asked>) -> io::Result<Wakers> {
+    fn new(
+        done: mpsc::UnboundedReceiver<Done>,
+        questions: mpsc::Receiver<Asked>,
+        ruleset: News,
+    ) -> io::Result<Wakers> {
         let addresses = AddressWatch::new()?;
         Ok(Wakers {
             done,
             questions,
             address_bell: Bell::of(&addresses)?,
             addresses,
+            ruleset_bell: Bell::of(&ruleset)?,
+            ruleset,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
@@ -414,15 +437,15 @@ fn restore(engine: &mut Engine, standing: Vec<Ban>) {
 }
 
 /// Each log once, and who listens to it.
-pub(crate) fn listeners(config: &Config) -> (Vec<PathBuf>, Vec<Vec<Listener>>) {
-    let mut by_path: BTreeMap<&PathBuf, Vec<Listener>> = BTreeMap::new();
+pub(crate) fn listeners(config: &Config) -> (Vec<Place>, Vec<Vec<Listener>>) {
+    let mut by_place: BTreeMap<&Place, Vec<Listener>> = BTreeMap::new();
     for jail in &config.jails {
-        for path in &jail.logpath {
+        for place in &jail.logpath {
             let listener = Listener { jail: jail.terms.name.clone(), rule: jail.rule.clone() };
-            by_path.entry(path).or_default().push(listener);
+            by_place.entry(place).or_default().push(listener);
         }
     }
-    by_path.into_iter().map(|(path, listeners)| (path.clone(), listeners)).unzip()
+    by_place.into_iter().map(|(place, listeners)| (place.clone(), listeners)).unzip()
 }
 
 pub(crate) fn date_of(zone: &TimeZone) -> DateOf {
@@ -432,6 +455,10 @@ pub(crate) fn date_of(zone: &TimeZone) -> DateOf {
 
 pub(crate) fn longest_findtime(config: &Config) -> Duration {
     config.terms().iter().map(|terms| terms.findtime).max().unwrap_or_default()
+}
+
+fn longest_friendship(config: &Config) -> Duration {
+    config.terms().iter().filter_map(|terms| terms.friend_for).max().unwrap_or_default()
 }
 
 /// How long it takes at most until the bans of an offender are all forgotten.

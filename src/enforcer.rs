@@ -1,14 +1,17 @@
 //! Owns the firewall on a thread of its own: one transaction a turn, refusals by name, nothing believed unasked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::model::{Ban, Bantime, Change, Dropped, JailName, Layout, Target, Timestamp};
+use crate::model::{Ban, Bantime, Change, Dropped, JailName, Layout, Timestamp};
+use crate::nft::news::Damage;
 use crate::nft::plan;
 use crate::nft::table::Standing;
+use crate::nft::transaction::Operation;
 use crate::nft::{Firewall, Refusal};
 
 /// Work for the enforcer; it is done in order.
@@ -16,6 +19,17 @@ enum Job {
     Apply { ticket: u64, changes: Vec<Change> },
     Install { layout: Layout, restore: Restore, reply: oneshot::Sender<Result<Vec<Ban>, Refusal>> },
     Dropped { reply: oneshot::Sender<Result<BTreeMap<JailName, Dropped>, Refusal>> },
+    Audit { layout: Layout, sample: Sample, reply: oneshot::Sender<Result<Damage, Refusal>> },
+}
+
+/// Bans to look up one by one, and how many there are.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    pub bans: Vec<Ban>,
+    /// How many bans of each jail the kernel must hold at the least.
+    pub counts: BTreeMap<JailName, usize>,
+    /// The sample is every ban there is.
+    pub whole: bool,
 }
 
 /// Bans to put in with a layout.
@@ -23,8 +37,11 @@ enum Job {
 pub enum Restore {
     /// These, where the kernel holds no table of ours: the machine was restarted.
     AfterReboot(Vec<Ban>),
-    /// Those of these that are not in the kernel: somebody took them away.
-    Missing(Vec<Ban>),
+    /// Those of these whose sets are not in the kernel, or not as they should be. The other sets are not read: that
+    /// would take long where they are large.
+    Lost(Vec<Ban>),
+    /// All of these, each with the time it has left, whatever the kernel holds.
+    All(Vec<Ban>),
 }
 
 /// What became of the changes of one ticket.
@@ -64,7 +81,8 @@ impl Enforcer {
         self.send(Job::Apply { ticket, changes });
     }
 
-    /// Makes the kernel hold `layout`, and returns the bans that stand in it: those it held, and the restored.
+    /// Makes the kernel hold `layout`. Returns the bans of an earlier agent that stand in it, and the restored, after
+    /// [`Restore::AfterReboot`]; otherwise none.
     pub async fn install(&self, layout: Layout, restore: Restore) -> Result<Vec<Ban>, Refusal> {
         let (reply, answer) = oneshot::channel();
         self.send(Job::Install { layout, restore, reply });
@@ -77,6 +95,13 @@ impl Enforcer {
         answer.await.expect("the enforcer answers before it ends")
     }
 
+    /// Compares what the kernel holds with `layout` and the bans of `sample`. No set is read whole.
+    pub async fn audit(&self, layout: Layout, sample: Sample) -> Result<Damage, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Audit { layout, sample, reply });
+        answer.await.expect("the enforcer answers before it ends")
+    }
+
     fn send(&self, job: Job) {
         self.jobs.send(job).expect("the enforcer lives as long as its handle");
     }
@@ -84,6 +109,9 @@ impl Enforcer {
 
 /// So many changes go into one transaction at the most: about 20 ms of the kernel's time.
 const TURN_CHANGES_MAX: usize = 10_000;
+
+/// A timer in the kernel that differs from what is believed by more was changed by somebody, or the clock was.
+const TIMER_DIFFERS: Duration = Duration::from_secs(2);
 
 /// Why a ban was not asked for.
 const OVER: &str = "it was over before the kernel could be asked";
@@ -106,6 +134,9 @@ impl Worker {
                 }
                 Job::Dropped { reply } => {
                     let _ = reply.send(self.firewall.dropped());
+                }
+                Job::Audit { layout, sample, reply } => {
+                    let _ = reply.send(self.audit(&layout, &sample));
                 }
             }
             if next.is_none() {
@@ -198,20 +229,71 @@ impl Worker {
 
     fn install(&mut self, layout: &Layout, restore: &Restore) -> Result<Vec<Ban>, Refusal> {
         let now = (self.now)();
-        let found = self.firewall.table(true)?;
+        let adopts = matches!(restore, Restore::AfterReboot(_));
+        let found = self.firewall.table(adopts)?;
         let wanted = |jail: &JailName| layout.cells.iter().any(|cell| cell.jail == *jail);
-        let held = found.iter().flat_map(|table| table.standing());
-        let kept: Vec<Standing> = held.filter(|ban| wanted(&ban.jail)).collect();
-        let known: BTreeSet<(&JailName, Target)> = kept.iter().map(|ban| (&ban.jail, ban.target)).collect();
-        let missing = match restore {
-            Restore::AfterReboot(_) if found.is_some() => &[][..],
-            Restore::AfterReboot(bans) | Restore::Missing(bans) => bans,
+        let lasting = |bans: &[Ban]| -> Vec<Standing> {
+            bans.iter().filter(|ban| wanted(&ban.jail)).filter_map(|ban| left(ban, now)).collect()
         };
-        let missing =
-            missing.iter().filter(|ban| wanted(&ban.jail) && !known.contains(&(&ban.jail, ban.target)));
-        let added: Vec<Standing> = missing.filter_map(|ban| left(ban, now)).collect();
-        self.firewall.commit(&plan::install(layout, found.as_ref(), &added))?;
-        Ok(kept.iter().chain(&added).map(|standing| ban(standing, now)).collect())
+        match restore {
+            Restore::AfterReboot(bans) => {
+                let kept: Vec<Standing> = match &found {
+                    Some(table) => table.standing().filter(|ban| wanted(&ban.jail)).collect(),
+                    None => lasting(bans),
+                };
+                self.firewall.commit(&plan::install(layout, found.as_ref(), &kept))?;
+                Ok(kept.iter().map(|standing| ban(standing, now)).collect())
+            }
+            Restore::Lost(bans) => {
+                self.firewall.commit(&plan::mend(layout, found.as_ref(), lasting(bans)))?;
+                Ok(Vec::new())
+            }
+            Restore::All(bans) => {
+                self.firewall.commit(&plan::mend(layout, found.as_ref(), lasting(bans)))?;
+                let again: Vec<Change> = bans.iter().cloned().map(Change::Ban).collect();
+                // What a full set refuses now, the next audit finds missing.
+                again.chunks(TURN_CHANGES_MAX).for_each(|some| drop(self.commit(some)));
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// What is otherwise than it should be. Where a ban of the sample is, others may be as well.
+    fn audit(&mut self, layout: &Layout, sample: &Sample) -> Result<Damage, Refusal> {
+        let found = self.firewall.table(false)?;
+        let repair = plan::mend(layout, found.as_ref(), Vec::new());
+        // A table that has an owner is always owned again, whether there is anything to do or not.
+        let is_work = |operation: &Operation| !matches!(operation, Operation::AddTable { .. });
+        let structure = repair.operations().iter().any(is_work);
+        let counts = found.map(|table| table.counts).unwrap_or_default();
+        let held = |jail: &JailName| {
+            let count = |suffix: &str| counts.get(&format!("{jail}_{suffix}")).map(|count| *count as usize);
+            Some(count("v4")? + count("v6")?)
+        };
+        let short = |(jail, least): (&JailName, &usize)| held(jail).is_some_and(|held| held < *least);
+        let mut damage = Damage { structure, missed: sample.counts.iter().any(short), ..Damage::default() };
+        for ban in &sample.bans {
+            let now = (self.now)();
+            let Some(believed) =
+                left(ban, now).filter(|left| left.expires.is_none_or(|left| left > TIMER_DIFFERS))
+            else {
+                continue;
+            };
+            let held = self.firewall.remaining(&ban.jail, ban.target)?;
+            if !held.is_some_and(|held| alike(held.expires, believed.expires)) {
+                damage.touched.insert((ban.jail.clone(), ban.target));
+            }
+        }
+        damage.missed |= !sample.whole && !damage.touched.is_empty();
+        Ok(damage)
+    }
+}
+
+/// Whether two bans end at about the same time, or both never.
+fn alike(held: Option<Duration>, believed: Option<Duration>) -> bool {
+    match (held, believed) {
+        (Some(held), Some(believed)) => held.abs_diff(believed) <= TIMER_DIFFERS,
+        (held, believed) => held == believed,
     }
 }
 
@@ -228,7 +310,7 @@ fn left(ban: &Ban, now: Timestamp) -> Option<Standing> {
 }
 
 /// The ban that the kernel holds, as it was decided.
-fn ban(standing: &Standing, now: Timestamp) -> Ban {
+pub fn ban(standing: &Standing, now: Timestamp) -> Ban {
     let (at, bantime) = match standing.timeout {
         None => (now, Bantime::Forever),
         Some(whole) => {
@@ -244,7 +326,6 @@ mod tests {
     use super::*;
     use crate::model::{Block, Cell, Hook, Ports};
     use crate::nft::memory::Memory;
-    use std::time::Duration;
 
     fn now() -> Timestamp {
         Timestamp::from_millis(1_000_000)
@@ -254,7 +335,7 @@ mod tests {
         let hooks = [Hook::Prerouting].into();
         let jail = "sshd".parse().unwrap();
         let cell = Cell { jail, ports: Ports::All, block: Block::Drop, hooks, capacity };
-        Layout { cells: vec![cell], never: Vec::new() }
+        Layout { cells: vec![cell], ..Layout::default() }
     }
 
     fn changes(addresses: std::ops::Range<u8>) -> Vec<Change> {
@@ -270,7 +351,7 @@ mod tests {
     fn worker(capacity: u32) -> (Worker, mpsc::UnboundedReceiver<Done>) {
         let (done, answers) = mpsc::unbounded_channel();
         let mut worker = Worker { firewall: Box::new(Memory::default()), now, done };
-        worker.install(&layout(capacity), &Restore::Missing(Vec::new())).unwrap();
+        worker.install(&layout(capacity), &Restore::Lost(Vec::new())).unwrap();
         (worker, answers)
     }
 
@@ -356,7 +437,75 @@ mod tests {
             bans[..1],
             "what stands is what the kernel holds"
         );
-        let all = Restore::Missing(bans.clone());
-        assert_eq!(worker.install(&layout(3), &all).unwrap(), bans, "what somebody took away comes back");
+        let standing = |worker: &mut Worker| worker.firewall.table(true).unwrap().unwrap().standing().count();
+        worker.install(&layout(3), &Restore::Lost(bans.clone())).unwrap();
+        assert_eq!(standing(&mut worker), 1, "a set that stands is left as it is");
+        worker.install(&layout(4), &Restore::Lost(bans.clone())).unwrap();
+        assert_eq!(standing(&mut worker), 2, "one that is made anew gets all that is believed");
+        worker.install(&layout(4), &Restore::All(bans)).unwrap();
+        assert_eq!(standing(&mut worker), 2);
+    }
+
+    fn bans(addresses: std::ops::Range<u8>) -> Vec<Ban> {
+        let ban = |change| match change {
+            Change::Ban(ban) => ban,
+            Change::Release { .. } => panic!(),
+        };
+        changes(addresses).into_iter().map(ban).collect()
+    }
+
+    fn sample(addresses: std::ops::Range<u8>, whole: bool) -> Sample {
+        let counts = BTreeMap::from([("sshd".parse().unwrap(), addresses.len())]);
+        Sample { bans: bans(addresses), counts, whole }
+    }
+
+    #[test]
+    fn an_audit_finds_what_nobody_told_of() {
+        let (mut worker, _answers) = worker(100);
+        worker.commit(&changes(0..9));
+        let audit = |worker: &mut Worker, whole| worker.audit(&layout(100), &sample(0..9, whole)).unwrap();
+        assert_eq!(audit(&mut worker, true), Damage::default());
+        let release = Change::Release { jail: "sshd".parse().unwrap(), target: bans(3..4)[0].target };
+        worker.commit(&[release]);
+        let damage = audit(&mut worker, true);
+        assert_eq!(damage.touched.len(), 1);
+        assert!(damage.missed && !damage.structure, "the kernel counts one too few");
+        let mut few = sample(4..9, false);
+        few.counts.clear();
+        assert_eq!(worker.audit(&layout(100), &few), Ok(Damage::default()));
+        few.bans.extend(bans(3..4));
+        assert!(worker.audit(&layout(100), &few).unwrap().missed, "where one is missing, others may be");
+        worker.install(&layout(100), &Restore::All(bans(0..9))).unwrap();
+        assert_eq!(audit(&mut worker, true), Damage::default());
+
+        worker.firewall = Box::new(Memory::default());
+        assert!(audit(&mut worker, true).structure);
+        worker.install(&layout(100), &Restore::Lost(bans(0..9))).unwrap();
+        assert_eq!(audit(&mut worker, true), Damage::default());
+        assert!(worker.audit(&layout(50), &sample(0..9, true)).unwrap().structure);
+
+        let owned = Layout { owned: true, ..layout(100) };
+        worker.install(&owned, &Restore::Lost(bans(0..9))).unwrap();
+        assert_eq!(worker.audit(&owned, &sample(0..9, true)), Ok(Damage::default()));
+    }
+
+    #[test]
+    fn an_audit_finds_timers_that_somebody_changed() {
+        let (mut worker, _answers) = worker(100);
+        let mut short = changes(0..1);
+        let Change::Ban(ban) = &mut short[0] else { panic!() };
+        ban.bantime = Bantime::For(Duration::from_secs(57));
+        worker.commit(&[short, changes(1..2)].concat());
+        let damage = worker.audit(&layout(100), &sample(0..2, true)).unwrap();
+        assert_eq!(
+            damage.touched.into_iter().map(|(_, target)| target).collect::<Vec<_>>(),
+            [bans(0..1)[0].target]
+        );
+        worker.install(&layout(100), &Restore::All(bans(0..2))).unwrap();
+        assert_eq!(worker.audit(&layout(100), &sample(0..2, true)), Ok(Damage::default()));
+        let mut over = sample(1..3, true);
+        over.counts.clear();
+        over.bans[1].at = now().minus(Duration::from_secs(59));
+        assert_eq!(worker.audit(&layout(100), &over), Ok(Damage::default()), "what ends soon may be gone");
     }
 }

@@ -2,13 +2,15 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::hash::{DefaultHasher, Hasher};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
 use crate::jail::allow::{Allow, is_internal, is_unbannable};
 use crate::jail::{Jail, Terms, Verdict};
-use crate::model::{Ban, Change, Event, Failure, JailName, Memory, Target, Timestamp};
+use crate::model::{Ban, Bantime, Change, Event, Failure, JailName, Mark, Memory, Target, Timestamp};
 
 /// Which jails listen to one source, and with which rules.
 pub struct Listener {
@@ -33,9 +35,29 @@ pub struct Engine {
     /// Whose failures or bans changed since they were last saved.
     unsaved: BTreeSet<(JailName, Target)>,
     paused: BTreeSet<JailName>,
-    /// A number that nobody outside knows, for what is left to chance.
+    /// A number that nobody outside knows, for what is left to chance and for marks.
     secret: u64,
+    probes: Vec<Probe>,
 }
+
+/// A self-test: the next line in which this address fails bans it for a moment, and counts nowhere.
+#[derive(Debug)]
+struct Probe {
+    jail: JailName,
+    target: Target,
+    /// What comes later counts again.
+    until: Timestamp,
+    /// The line came.
+    met: bool,
+}
+
+/// Whom self-tests ban: nobody real has such an address (RFC 5737). The first that nobody spares is taken.
+const PROBED: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(192, 0, 2, 213), Ipv4Addr::new(198, 51, 100, 213), Ipv4Addr::new(203, 0, 113, 213)];
+/// How long a self-test bans.
+pub const PROBE_BANTIME: Duration = Duration::from_secs(2);
+/// How long its line may take.
+const PROBE_PATIENCE: Duration = Duration::from_secs(30);
 
 struct Source {
     detector: Detector,
@@ -67,6 +89,7 @@ impl Engine {
             unsaved: BTreeSet::new(),
             paused: BTreeSet::new(),
             secret,
+            probes: Vec::new(),
         };
         engine.listen(sources);
         engine
@@ -175,29 +198,101 @@ impl Engine {
         now: Timestamp,
         out: &mut Outcome,
     ) {
-        let mut failures = Vec::new();
+        let mut heard = Vec::new();
         let Source { detector, jails, .. } = &mut self.sources[source];
-        detector.detect(text, clock, |rule, detected| {
-            let Detected::Failure(finding) = detected else { return };
-            let Finding { addr, at, weight, bantime, .. } = finding;
-            failures.push((jails[rule], Failure { addr, at: at.min(now), weight, bantime }));
-        });
-        for (jail, failure) in failures {
-            if !self.is_paused(&self.jails[jail].terms().name) {
-                let counted = self.judge(jail, &failure, now, out);
-                let passes_on = self.proxies.covers(failure.addr) || is_internal(failure.addr);
-                let proxied = &mut self.sources[source].proxied;
-                proxied.row = if counted || !passes_on { 0 } else { proxied.row.saturating_add(1) };
-                proxied.last = Some(failure.addr);
+        detector.detect(text, clock, |rule, detected| heard.push((jails[rule], detected)));
+        for (jail, detected) in heard {
+            if matches!(&detected, Detected::Failure(finding) if self.meet_probe(jail, finding.addr, now, out))
+                || self.is_paused(&self.jails[jail].terms().name)
+            {
+                continue;
+            }
+            match detected {
+                Detected::Failure(finding) => {
+                    let counted = self.judge(jail, &self.failure(&finding, now), finding.user, now, out);
+                    let passes_on = self.proxies.covers(finding.addr) || is_internal(finding.addr);
+                    let proxied = &mut self.sources[source].proxied;
+                    proxied.row = if counted || !passes_on { 0 } else { proxied.row.saturating_add(1) };
+                    proxied.last = Some(finding.addr);
+                }
+                Detected::Success(finding) => {
+                    let Failure { addr, at, user, .. } = self.failure(&finding, now);
+                    let jail = &mut self.jails[jail];
+                    if jail.handle_success(addr, user, at, &self.never) {
+                        self.unsaved.insert((jail.terms().name.clone(), Target::of(addr)));
+                    }
+                }
+                Detected::Noted { .. } => {}
             }
         }
     }
 
+    /// A finding as a jail takes it: not of the future, and without text.
+    fn failure(&self, finding: &Finding, now: Timestamp) -> Failure {
+        let Finding { addr, at, user, weight, bantime, path, .. } = finding;
+        Failure {
+            addr: *addr,
+            at: now.min(*at),
+            weight: *weight,
+            bantime: *bantime,
+            user: user.as_ref().map(|user| mark(self.secret, user.as_bytes())),
+            path: path.as_ref().map(|path| mark(self.secret, path)),
+        }
+    }
+
+    /// Waits for a failure of an address that nobody real has, in this jail, and says which address. The line that
+    /// shows it bans it for [`PROBE_BANTIME`]; neither is counted, told or saved.
+    pub fn handle_probe(&mut self, name: &JailName, now: Timestamp) -> Result<IpAddr, String> {
+        self.probes.retain(|probe| probe.until > now);
+        if self.is_paused(name) {
+            return Err("it is paused".to_owned());
+        }
+        let is_free = |addr: &Ipv4Addr| {
+            let target = Target::of((*addr).into());
+            let stands = self.jail(name).is_some_and(|jail| jail.ban(target).is_some());
+            !stands && self.spares(name, target).is_none()
+        };
+        let Some(addr) = PROBED.into_iter().find(is_free) else {
+            return Err(format!(
+                "{PROBED:?} are all in ignoreip, or banned: one must be free for the self-test"
+            ));
+        };
+        let (jail, target) = (name.clone(), Target::of(addr.into()));
+        self.probes.push(Probe { jail, target, until: now.plus(PROBE_PATIENCE), met: false });
+        Ok(addr.into())
+    }
+
+    /// Whether a failure is a self-test's. It bans in the jail that waits for it, and counts in no other.
+    fn meet_probe(&mut self, jail: usize, addr: IpAddr, now: Timestamp, out: &mut Outcome) -> bool {
+        let target = Target::of(addr);
+        let name = &self.jails[jail].terms().name;
+        let mut probes = self.probes.iter_mut().filter(|probe| probe.target == target && probe.until > now);
+        let Some(first) = probes.next() else { return false };
+        if let Some(probe) =
+            std::iter::once(first).chain(probes).find(|probe| probe.jail == *name && !probe.met)
+        {
+            probe.met = true;
+            let bantime = Bantime::For(PROBE_BANTIME);
+            out.changes.push(Change::Ban(Ban { jail: name.clone(), target, at: now, bantime }));
+        }
+        true
+    }
+
+    /// What the kernel took without what self-tests asked for, which is not believed, told or saved.
+    pub fn without_probes(&self, mut taken: Vec<Change>) -> Vec<Change> {
+        let is_one = |ban: &Ban| {
+            let known = |probe: &Probe| probe.met && probe.jail == ban.jail && probe.target == ban.target;
+            ban.bantime == Bantime::For(PROBE_BANTIME) && self.probes.iter().any(known)
+        };
+        taken.retain(|change| !matches!(change, Change::Ban(ban) if is_one(ban)));
+        taken
+    }
+
     /// Counts a failure that no log showed, as if one had.
     pub fn handle_attempt(&mut self, jail: &JailName, addr: IpAddr, now: Timestamp, out: &mut Outcome) {
-        let failure = Failure { addr: addr.to_canonical(), at: now, weight: 1, bantime: None };
+        let failure = anonymous(addr.to_canonical(), now);
         if let Some(index) = self.jails.iter().position(|held| held.terms().name == *jail) {
-            self.judge(index, &failure, now, out);
+            self.judge(index, &failure, None, now, out);
         }
     }
 
@@ -219,21 +314,22 @@ impl Engine {
         let Some(index) = self.jails.iter().position(|jail| jail.terms().name == *change.jail()) else {
             return;
         };
+        let held = matches!(change, Change::Ban(ban) if self.jails[index].ban(ban.target) == Some(ban));
         let new = self.jails[index].handle_taken(change);
         self.unsaved.insert((change.jail().clone(), change.target()));
         out.events.push(match change.clone() {
+            Change::Ban(ban) if held => Event::PutBack { ban },
             Change::Ban(ban) if new => Event::Banned { ban },
             Change::Ban(ban) => Event::Extended { ban },
             Change::Release { jail, target } => Event::Released { jail, target },
         });
         let Change::Ban(ban) = change else { return };
         if new && !self.jails[index].terms().hears_bans {
-            let failure =
-                Failure { addr: ban.target.network(), at: ban.at.min(now), weight: 1, bantime: None };
+            let failure = anonymous(ban.target.network(), ban.at.min(now));
             for listener in 0..self.jails.len() {
                 let terms = self.jails[listener].terms();
                 if terms.hears_bans && !self.is_paused(&terms.name) {
-                    self.judge(listener, &failure, now, out);
+                    self.judge(listener, &failure, None, now, out);
                 }
             }
         }
@@ -257,12 +353,19 @@ impl Engine {
         }
     }
 
+    /// Somebody else, named in words, put a ban into the kernel. It is believed, unless its end is known better.
+    pub fn adopt(&mut self, ban: Ban, by: &str, out: &mut Outcome) {
+        let known = self.jail(&ban.jail).is_none_or(|jail| jail.ban(ban.target).is_some());
+        if !known {
+            self.restore(ban.clone());
+            out.events.push(Event::Adopted { ban, by: by.to_owned() });
+        }
+    }
+
     /// What was saved of a target counts on.
-    pub fn restore_memory(&mut self, (jail, target, times, offender): Memory) {
-        let Some(jail) = self.jails.iter_mut().find(|held| held.terms().name == jail) else { return };
-        jail.window_mut().restore(target, times);
-        if let Some((count, last)) = offender {
-            jail.restore_offender(target, count, last);
+    pub fn restore_memory(&mut self, memory: Memory) {
+        if let Some(jail) = self.jails.iter_mut().find(|held| held.terms().name == memory.jail) {
+            jail.restore_memory(memory);
         }
     }
 
@@ -305,37 +408,44 @@ impl Engine {
     /// What changed since the last call, as it is now.
     pub fn take_unsaved(&mut self) -> Vec<Memory> {
         let unsaved = std::mem::take(&mut self.unsaved);
-        let memory = |(name, target): (JailName, Target)| {
-            let jail = self.jail(&name);
-            let times = jail.map_or(&[][..], |jail| jail.window().times(target)).to_vec();
-            let offender = jail.and_then(|jail| jail.offender(target));
-            (name, target, times, offender)
-        };
-        unsaved.into_iter().map(memory).collect()
+        let memory = |(name, target): (JailName, Target)| Some(self.jail(&name)?.memory(target));
+        unsaved.into_iter().filter_map(memory).collect()
     }
 
-    /// False where the address may not be banned, and nothing was counted.
-    fn judge(&mut self, index: usize, failure: &Failure, now: Timestamp, out: &mut Outcome) -> bool {
+    /// `user` is who the failure was as, where it is known. False where the address may not be banned, and nothing was
+    /// counted.
+    fn judge(
+        &mut self,
+        index: usize,
+        failure: &Failure,
+        user: Option<String>,
+        now: Timestamp,
+        out: &mut Outcome,
+    ) -> bool {
         let target = Target::of(failure.addr);
         let elsewhere = self.banned_elsewhere(index, target, failure.at);
         let chance = chance(self.secret, target, failure.at);
         let jail = &mut self.jails[index];
         let name = jail.terms().name.clone();
-        let (addr, at, maxretry) = (failure.addr, failure.at, jail.terms().maxretry);
+        let (addr, at, maxretry) = (failure.addr, failure.at, jail.maxretry(failure));
         let verdict = jail.handle_failure(failure, &self.never, elsewhere, chance);
         if verdict != Verdict::Ignored {
             self.unsaved.insert((name.clone(), target));
         }
-        let (count, ban) = match verdict {
+        let (count, ban, series) = match verdict {
             Verdict::Ignored => {
                 out.events.push(Event::Ignored { jail: name, addr });
                 return false;
             }
-            Verdict::Counted(count) => (count, None),
-            Verdict::Standing => (maxretry, None),
-            Verdict::Ban(ban) => (maxretry, Some(ban)),
+            Verdict::Counted(count) => (count, None, None),
+            Verdict::Standing => (maxretry, None, None),
+            Verdict::Ban(ban) => (maxretry, Some(ban), None),
+            Verdict::Series(ban, addrs) => (maxretry, Some(ban), user.map(|user| (user, addrs))),
         };
-        out.events.push(Event::Failed { jail: name, addr, at, count, maxretry });
+        out.events.push(Event::Failed { jail: name.clone(), addr, at, count, maxretry });
+        if let Some((user, addrs)) = series {
+            out.events.push(Event::Series { jail: name, addr, user, addrs });
+        }
         match ban {
             Some(ban) if ban.end().is_some_and(|end| end <= now) => {
                 jail.handle_refused(&Change::Ban(ban.clone()));
@@ -358,6 +468,19 @@ impl Engine {
     }
 }
 
+/// A failure of which only the address is known.
+fn anonymous(addr: IpAddr, at: Timestamp) -> Failure {
+    Failure { addr, at, weight: 1, bantime: None, user: None, path: None }
+}
+
+/// Whoever does not know the secret finds no two texts with the same mark.
+fn mark(secret: u64, text: &[u8]) -> Mark {
+    let mut hasher = DefaultHasher::new();
+    hasher.write_u64(secret);
+    hasher.write(text);
+    Mark::new(hasher.finish()).unwrap_or(Mark::MIN)
+}
+
 /// A number that looks random to whoever does not know the secret (SplitMix64's finaliser over all three).
 fn chance(secret: u64, target: Target, at: Timestamp) -> u64 {
     let bits = match target.network() {
@@ -372,4 +495,70 @@ fn chance(secret: u64, target: Target, at: Timestamp) -> u64 {
         mixed ^= mixed >> 31;
     }
     mixed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::Library;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+
+    fn engine() -> Engine {
+        let rule = Arc::new(Library::shipped().compile("sshd", None).unwrap());
+        let terms = |name: &str| Terms {
+            name: name.parse().unwrap(),
+            maxretry: 1,
+            findtime: Duration::from_secs(600),
+            bantime: Bantime::Forever,
+            distinct: false,
+            user_addrs: None,
+            friend_for: None,
+            increment: None,
+            ignoreip: Allow::default(),
+            hears_bans: name == "recidive",
+        };
+        let listeners = ["a", "b"].map(|jail| Listener { jail: jail.parse().unwrap(), rule: rule.clone() });
+        let terms = ["a", "b", "recidive"].map(terms).into();
+        Engine::new(terms, vec![listeners.into()], Allow::default(), 0)
+    }
+
+    fn read(engine: &mut Engine, addr: IpAddr, now: Timestamp) -> Outcome {
+        let mut out = Outcome::default();
+        let line = format!("sshd[1]: Failed password for root from {addr} port 4242 ssh2");
+        engine.handle_line(0, line.as_bytes(), Clock::Arrived(now), now, &mut out);
+        out
+    }
+
+    #[test]
+    fn a_self_test_bans_once_in_its_jail_and_counts_nowhere() {
+        let mut engine = engine();
+        let jail: JailName = "a".parse().unwrap();
+        let addr = engine.handle_probe(&jail, NOW).unwrap();
+        let out = read(&mut engine, addr, NOW);
+        assert_eq!(out.events, []);
+        let [Change::Ban(ban)] = &out.changes[..] else { panic!("{out:?}") };
+        assert_eq!((&ban.jail, ban.end()), (&jail, Some(NOW.plus(PROBE_BANTIME))));
+        assert_eq!(engine.without_probes(out.changes), []);
+        assert_eq!(read(&mut engine, addr, NOW), Outcome::default(), "the line was met");
+        assert_eq!(engine.take_unsaved(), []);
+        assert!(engine.jails().iter().all(|jail| jail.failed_total() == 0));
+
+        let late = read(&mut engine, addr, NOW.plus(PROBE_PATIENCE));
+        assert_eq!(late.changes.len(), 2, "later it is an address like any other");
+        assert_eq!(engine.without_probes(late.changes.clone()), late.changes);
+    }
+
+    #[test]
+    fn a_self_test_takes_nobody_who_is_banned_or_spared() {
+        let mut engine = engine();
+        let jail: JailName = "a".parse().unwrap();
+        let target = Target::of(PROBED[0].into());
+        engine.restore(Ban { jail: jail.clone(), target, at: NOW, bantime: Bantime::Forever });
+        assert_eq!(engine.handle_probe(&jail, NOW), Ok(PROBED[1].into()));
+        let _ = engine.handle_never(Allow::new(&["198.51.100.0/24".parse().unwrap()]));
+        assert_eq!(engine.handle_probe(&jail, NOW), Ok(PROBED[2].into()));
+        engine.handle_pause(&jail, true);
+        assert!(engine.handle_probe(&jail, NOW).is_err());
+    }
 }

@@ -7,18 +7,21 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
+use netlink_packet_route::tc::{TcAttribute, TcMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::model::{Protocol, Timestamp};
-use crate::rtnetlink;
+use crate::netlink;
 
 static CLOCK_OFFSET_MS: AtomicI64 = AtomicI64::new(0);
 
@@ -32,6 +35,12 @@ pub fn set_clock_offset(seconds: i64) {
 pub fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_millis(since.as_millis() as i64 + CLOCK_OFFSET_MS.load(Ordering::Relaxed))
+}
+
+/// How long this machine is awake: for measuring, since nobody sets it.
+pub fn awake() -> Duration {
+    let time = clock_gettime(ClockId::Monotonic);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 /// A number that nobody else knows, another one in each process.
@@ -94,7 +103,7 @@ pub struct OwnAddress {
 
 pub fn own_addresses() -> io::Result<Vec<OwnAddress>> {
     let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-    rtnetlink::dump(question, |answer| match answer {
+    netlink::dump(question, |answer| match answer {
         RouteNetlinkMessage::NewAddress(address) => own_address(&address),
         _ => None,
     })
@@ -122,7 +131,7 @@ pub fn gateways() -> io::Result<Vec<IpAddr>> {
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut question = RouteMessage::default();
         question.header.address_family = family;
-        let routes = rtnetlink::dump(RouteNetlinkMessage::GetRoute(question), |answer| match answer {
+        let routes = netlink::dump(RouteNetlinkMessage::GetRoute(question), |answer| match answer {
             RouteNetlinkMessage::NewRoute(route) if is_default(&route) => Some(hops(&route.attributes)),
             _ => None,
         })?;
@@ -152,6 +161,77 @@ fn hops(attributes: &[RouteAttribute]) -> Vec<IpAddr> {
         }
     }
     hops
+}
+
+/// What matters of an interface to whoever wants to see all packets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    pub name: String,
+    /// A bridge.
+    pub is_bridge: bool,
+    /// Its packets come and go on another interface, past the hooks of that: macvlan, ipvlan and their taps.
+    pub has_own_stack: bool,
+    /// The bridge or bond that it belongs to, where it is no virtual one.
+    pub joins: Option<String>,
+    /// An XDP program looks at its packets first.
+    pub has_xdp: bool,
+    /// Programs of traffic control may look at its packets first (`clsact`, `ingress`).
+    pub has_tc: bool,
+}
+
+/// The interfaces of this network namespace.
+pub fn links() -> io::Result<Vec<Link>> {
+    let question = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+    let is_early = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "clsact" || kind == "ingress");
+    let early = netlink::dump(question, |answer| match answer {
+        RouteNetlinkMessage::NewQueueDiscipline(tc) if tc.attributes.iter().any(is_early) => {
+            u32::try_from(tc.header.index).ok()
+        }
+        _ => None,
+    })?;
+    let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let read: Vec<(u32, Option<u32>, Link)> = netlink::dump(question, |answer| match answer {
+        RouteNetlinkMessage::NewLink(message) => {
+            let index = message.header.index;
+            let (link, controller) = link(&message.attributes);
+            Some((index, controller, Link { has_tc: early.contains(&index), ..link }))
+        }
+        _ => None,
+    })?;
+    let name = |wanted: u32| {
+        let (.., link) = read.iter().find(|(index, ..)| *index == wanted)?;
+        Some(link.name.clone())
+    };
+    let links =
+        read.iter().map(|(_, controller, link)| Link { joins: controller.and_then(name), ..link.clone() });
+    Ok(links.collect())
+}
+
+/// An interface, and the number of what it belongs to, where it is no virtual one.
+fn link(attributes: &[LinkAttribute]) -> (Link, Option<u32>) {
+    let (mut link, mut controller, mut is_virtual) = (Link::default(), None, false);
+    for attribute in attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name.clone(),
+            LinkAttribute::Controller(index) => controller = Some(*index),
+            LinkAttribute::Xdp(xdp) => {
+                link.has_xdp = xdp.iter().any(|xdp| matches!(xdp, LinkXdp::ProgId(_)));
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    let LinkInfo::Kind(kind) = info else { continue };
+                    is_virtual = true;
+                    link.is_bridge = *kind == InfoKind::Bridge;
+                    link.has_own_stack = matches!(
+                        kind,
+                        InfoKind::MacVlan | InfoKind::MacVtap | InfoKind::IpVlan | InfoKind::IpVtap
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+    (link, controller.filter(|_| !is_virtual))
 }
 
 /// The name servers of resolv.conf(5); none where it cannot be read.

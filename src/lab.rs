@@ -19,7 +19,7 @@ use rustix::thread::UnshareFlags;
 use socket2::{Domain, Socket, Type};
 
 use crate::model::plain;
-use crate::rtnetlink;
+use crate::netlink;
 
 /// The addresses of the server in the laboratory, from the documentation ranges (RFC 5737, RFC 3849).
 pub const SERVER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -152,7 +152,7 @@ fn lay_cable(attacker: &fs::File) -> io::Result<()> {
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
     ]));
-    rtnetlink::create(RouteNetlinkMessage::NewLink(cable))?;
+    netlink::create(RouteNetlinkMessage::NewLink(cable))?;
     let cable = link_index("lab0")?;
     for link in [link_index("lo")?, cable] {
         set_up(link)?;
@@ -164,24 +164,24 @@ fn lay_cable(attacker: &fs::File) -> io::Result<()> {
     Ok(())
 }
 
-fn link_index(name: &str) -> io::Result<u32> {
+pub(crate) fn link_index(name: &str) -> io::Result<u32> {
     let named = |link: &LinkMessage| {
         link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::IfName(is) if is == name))
     };
     let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let found = rtnetlink::dump(question, |answer| match answer {
+    let found = netlink::dump(question, |answer| match answer {
         RouteNetlinkMessage::NewLink(link) if named(&link) => Some(link.header.index),
         _ => None,
     })?;
     found.first().copied().ok_or_else(|| io::Error::other(format!("there is no interface {name}")))
 }
 
-fn set_up(index: u32) -> io::Result<()> {
+pub(crate) fn set_up(index: u32) -> io::Result<()> {
     let mut link = LinkMessage::default();
     link.header.index = index;
     link.header.flags = LinkFlags::Up;
     link.header.change_mask = LinkFlags::Up;
-    rtnetlink::set(RouteNetlinkMessage::SetLink(link))
+    netlink::set(RouteNetlinkMessage::SetLink(link))
 }
 
 fn add_address(index: u32, addr: IpAddr) -> io::Result<()> {
@@ -193,7 +193,7 @@ fn add_address(index: u32, addr: IpAddr) -> io::Result<()> {
     message.attributes.push(AddressAttribute::Local(addr));
     // Without duplicate address detection (RFC 4862) an IPv6 address can be used at once.
     message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-    rtnetlink::create(RouteNetlinkMessage::NewAddress(message))
+    netlink::create(RouteNetlinkMessage::NewAddress(message))
 }
 
 fn add_default_route(index: u32, is_v4: bool) -> io::Result<()> {
@@ -205,7 +205,7 @@ fn add_default_route(index: u32, is_v4: bool) -> io::Result<()> {
     route.header.scope = if is_v4 { RouteScope::Link } else { RouteScope::Universe };
     route.header.kind = RouteType::Unicast;
     route.attributes.push(RouteAttribute::Oif(index));
-    rtnetlink::create(RouteNetlinkMessage::NewRoute(route))
+    netlink::create(RouteNetlinkMessage::NewRoute(route))
 }
 
 fn family(is_v4: bool) -> AddressFamily {

@@ -15,31 +15,31 @@ use crate::yaml;
 impl Daemon {
     /// Reads the configuration again and goes on by it, or by the old one where it is not in order.
     pub(crate) async fn reload(&mut self) -> Response {
+        let loaded = host::now();
         let mut config = match Config::load(self.places.config.as_deref(), &Services::of_this_host()) {
             Ok(config) => config,
             Err(faults) => return failed(Failed::BadConfiguration, yaml::told(&faults)),
         };
+        config.heed(self.can_own);
         config.known.inherit(&self.config.known);
         let own = never::of_this_host(config.ban_local).unwrap_or_else(|_| self.own.clone());
         let spared: Vec<IpNet> = own.iter().chain(&self.ignored).copied().collect();
-        let standing = match self.enforcer.install(config.layout(&spared), Restore::Missing(Vec::new())).await
-        {
-            Ok(standing) => standing,
-            Err(refusal) => return failed(Failed::Refused, refusal.to_string()),
-        };
+        let believed = Restore::Lost(self.believed());
+        if let Err(refusal) = self.enforcer.install(config.layout(&spared), believed).await {
+            return failed(Failed::Refused, refusal.to_string());
+        }
         let (before, _) = listeners(&self.config);
-        let (paths, listeners) = listeners(&config);
-        let was: Vec<_> = paths.iter().map(|path| before.iter().position(|old| old == path)).collect();
+        let (logs, listeners) = listeners(&config);
+        let was: Vec<_> = logs.iter().map(|log| before.iter().position(|old| old == log)).collect();
         self.engine.amend(config.terms(), listeners, &was);
-        standing.into_iter().for_each(|ban| self.engine.restore(ban));
         if let Err(error) =
-            self.sources.follow(&paths, longest_findtime(&config), host::now(), &date_of(&self.zone))
+            self.sources.follow(&logs, longest_findtime(&config), host::now(), &date_of(&self.zone))
         {
             return failed(Failed::Refused, plain(&error));
         }
         self.own = own;
         self.watch = never::Watch::over(&config.known);
-        self.config = config;
+        (self.config, self.loaded) = (config, loaded);
         self.spare();
         let truth = tell::screen::truth(&self.status(None));
         tracing::info!("reloaded: {truth}");

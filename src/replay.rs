@@ -49,7 +49,7 @@ pub fn run(
 
 struct Replay {
     result: Replayed,
-    /// The most failures at once of each target, and how many ban.
+    /// The most failures at once of each target, and how many banned then.
     peaks: BTreeMap<(JailName, Target), (u32, u32)>,
 }
 
@@ -67,8 +67,8 @@ impl Replay {
             match event {
                 Event::Failed { jail, addr, count, maxretry, .. } => {
                     self.result.failures += 1;
-                    let peak = self.peaks.entry((jail, Target::of(addr))).or_insert((0, maxretry));
-                    peak.0 = peak.0.max(count);
+                    let peak = self.peaks.entry((jail, Target::of(addr))).or_default();
+                    *peak = (*peak).max((count, maxretry));
                 }
                 Event::Banned { ban } | Event::Extended { ban } => {
                     let ends = ban.end();
@@ -115,5 +115,30 @@ impl Bar {
         if self.shown && self.last <= 100 {
             let _ = write!(io::stderr(), "\r{:<40}\r", "");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Services;
+
+    #[test]
+    fn a_friend_comes_near_a_ban_by_a_friends_measure() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, log) = (dir.path().join("nftjail.yaml"), dir.path().join("auth.log"));
+        std::fs::write(&config, "jails: {sshd: {port: 22}}").unwrap();
+        let line = |n: u32, text: &str| {
+            format!("2026-11-21T10:00:0{n}Z web01 sshd[{n}]: {text} for ann from 192.0.2.1 port 4242 ssh2\n")
+        };
+        let failed = (2..9).map(|n| line(n, "Failed password"));
+        let lines = [line(0, "Failed password"), line(1, "Accepted password")].into_iter().chain(failed);
+        std::fs::write(&log, lines.collect::<String>()).unwrap();
+        let config = Config::load(Some(&config), &Services::of_this_host()).unwrap();
+        let now = Timestamp::from_millis(1_795_255_200_000);
+        let replayed = run(&config, &[log], now, &TimeZone::UTC, false).unwrap();
+        assert_eq!((replayed.failures, replayed.bans.len()), (8, 0));
+        let nearly: Vec<_> = replayed.nearly.iter().map(|near| (near.failures, near.maxretry)).collect();
+        assert_eq!(nearly, [(7, 10)]);
     }
 }

@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::acquire::place::Place;
 use crate::detect::{Library, NORMAL};
 use crate::host::Services;
 use crate::jail::FORGET;
 use crate::jail::bantime::{Growth, Increment};
-use crate::model::{Bantime, Block, Hook, JailName, Span, plain};
+use crate::jail::friend::FRIEND_FOR;
+use crate::model::{Bantime, Block, Hook, JailName, Kill, Span, plain};
 use crate::never::{self, Entry};
 use crate::ports;
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
@@ -25,6 +27,11 @@ const MAXTIME: Duration = Duration::from_secs(35 * 86_400);
 const MAXRETRY_MAX: u32 = 1_000;
 /// The most elements that one set may be told to hold.
 pub const CAPACITY_MAX: u32 = 1 << 24;
+
+/// The most addresses that a series may be told to begin after: each is remembered for each user.
+const USER_ADDRS_MAX: u32 = 64;
+/// A series begins after so many addresses where nothing is said.
+const USER_ADDRS: u32 = 8;
 
 /// One file as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -41,7 +48,7 @@ pub struct Keys {
     pub enabled: Option<Text<Enabled>>,
     pub rule: Option<Spanned<String>>,
     pub mode: Option<Spanned<String>>,
-    pub logpath: Option<Many<PathBuf>>,
+    pub logpath: Option<Many<Place>>,
     pub port: Option<Spanned<Many<String>>>,
     pub maxretry: Option<Spanned<u32>>,
     pub findtime: Option<Text<Span>>,
@@ -50,9 +57,56 @@ pub struct Keys {
     pub ignoreip: Option<Spanned<Many<Entry>>>,
     pub trusted_proxies: Option<Spanned<Many<Entry>>>,
     pub ban_local: Option<Spanned<bool>>,
+    pub owner: Option<Spanned<bool>>,
     pub block: Option<Block>,
+    pub kill: Option<Kill>,
     pub hook: Option<Spanned<Many<Hook>>>,
     pub capacity: Option<Spanned<u32>>,
+    pub friend_for: Option<Text<FriendFor>>,
+    pub count_by: Option<Spanned<Many<CountBy>>>,
+    pub user_addrs: Option<Spanned<u32>>,
+    pub distinct: Option<Spanned<Distinct>>,
+}
+
+/// How long a log-in makes a friend; none where it never does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FriendFor(Option<Duration>);
+
+impl FromStr for FriendFor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "never" => Ok(FriendFor(None)),
+            _ => Ok(FriendFor(Some(text.parse::<Span>().map_err(|error| format!("{error}, or never"))?.0))),
+        }
+    }
+}
+
+/// By what failures are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CountBy {
+    Addr,
+    User,
+}
+
+impl FromStr for CountBy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "addr" => Ok(CountBy::Addr),
+            "user" => Ok(CountBy::User),
+            _ => Err(yaml::unknown("word", text, &["addr", "user"])),
+        }
+    }
+}
+
+/// Failures that are alike in this count as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Distinct {
+    Path,
 }
 
 /// Whether a jail runs: `true`, `false`, or `auto`, which is where its service is.
@@ -145,15 +199,19 @@ impl Sheet {
         let defaults = defaults.unwrap_or_default();
         let source = Arc::new((name, text));
         let mut faults = defaults.faults(None, &source, library, services);
-        for key in [&defaults.rule, &defaults.mode].into_iter().flatten() {
-            faults.push(fault(&source, key.defined, "this belongs to a jail, not to defaults"));
+        let rule = defaults.rule.as_ref().map(|key| key.defined);
+        let mode = defaults.mode.as_ref().map(|key| key.defined);
+        let distinct = defaults.distinct.as_ref().map(|key| key.defined);
+        for place in [rule, mode, distinct].into_iter().flatten() {
+            faults.push(fault(&source, place, "this belongs to a jail, not to defaults"));
         }
         let read = |(name, keys): (JailName, Spanned<Option<Keys>>)| {
             let (place, keys) = (keys.defined, keys.value.unwrap_or_default());
             let mut faults = keys.faults(Some(&name), &source, library, services);
             let ban_local = keys.ban_local.as_ref().map(|key| key.defined);
             let proxies = keys.trusted_proxies.as_ref().map(|key| key.defined);
-            for place in ban_local.into_iter().chain(proxies) {
+            let owner = keys.owner.as_ref().map(|key| key.defined);
+            for place in ban_local.into_iter().chain(proxies).chain(owner) {
                 faults.push(fault(&source, place, "this belongs to defaults, not to a jail"));
             }
             (name, JailSheet { keys, source: source.clone(), place, faults })
@@ -244,12 +302,27 @@ impl Keys {
                 _ => wrong,
             }));
         }
-        for (key, most) in [(&self.maxretry, MAXRETRY_MAX), (&self.capacity, CAPACITY_MAX)] {
+        if let Some(key) = self.count_by.as_ref().filter(|key| !key.value.0.contains(&CountBy::Addr)) {
+            let message = "addresses are what is banned: write [addr, user] to count users as well";
+            faults.push(fault(source, key.defined, message));
+        }
+        let (maxretry, capacity) = ((&self.maxretry, MAXRETRY_MAX), (&self.capacity, CAPACITY_MAX));
+        for (key, most) in [maxretry, capacity, (&self.user_addrs, USER_ADDRS_MAX)] {
             if let Some(number) = key.as_ref().filter(|number| !(1..=most).contains(&number.value)) {
                 faults.push(fault(source, number.defined, format!("this must be from 1 to {most}")));
             }
         }
         faults
+    }
+
+    pub fn friend_for(&self) -> Option<Duration> {
+        self.friend_for.map_or(Some(FRIEND_FOR), |key| key.0.0)
+    }
+
+    /// After how many addresses a series begins; none where users are not counted.
+    pub fn user_addrs(&self) -> Option<u32> {
+        let counts = self.count_by.as_ref().is_some_and(|key| key.value.0.contains(&CountBy::User));
+        counts.then(|| self.user_addrs.as_ref().map_or(USER_ADDRS, |key| key.value))
     }
 
     /// These keys, and those of `below` where nothing is said.
@@ -271,7 +344,13 @@ impl Keys {
             hook: upper.hook.or(below.hook),
             trusted_proxies: upper.trusted_proxies.or(below.trusted_proxies),
             ban_local: upper.ban_local.or(below.ban_local),
+            owner: upper.owner.or(below.owner),
+            kill: upper.kill.or(below.kill),
             capacity: upper.capacity.or(below.capacity),
+            friend_for: upper.friend_for.or(below.friend_for),
+            count_by: upper.count_by.or(below.count_by),
+            user_addrs: upper.user_addrs.or(below.user_addrs),
+            distinct: upper.distinct.or(below.distinct),
         }
     }
 }

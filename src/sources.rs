@@ -1,20 +1,20 @@
-//! The logs that are followed: woken by inotify, read in turns, remembered by path.
+//! The logs that are followed: woken by inotify, read in turns, remembered by place.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::acquire::bisect::Age;
 use crate::acquire::file::{Follower, Start};
 use crate::acquire::identity::Position;
+use crate::acquire::place::Place;
 use crate::acquire::{Aimed, Line, SourceId, Watch, What};
 use crate::bell::Bell;
 use crate::model::Timestamp;
 use crate::status::SourceStatus;
 
-/// Every log that some jail listens to, each once. Sources are numbered as their paths were given.
+/// Every log that some jail listens to, each once. Sources are numbered as their places were given.
 pub struct Sources {
     watch: Watch,
     bell: Bell,
@@ -27,7 +27,7 @@ pub struct Sources {
 
 struct Followed {
     id: SourceId,
-    path: PathBuf,
+    place: Place,
     follower: Follower,
     lines: u64,
     last_line: Option<Timestamp>,
@@ -48,11 +48,11 @@ const POLL_EVERY: Duration = Duration::from_secs(1);
 pub type DateOf = Arc<dyn Fn(&[u8]) -> Option<Timestamp> + Send + Sync>;
 
 impl Sources {
-    /// Follows these paths, each from where it was `saved`, or from the first line that is not older than
+    /// Follows these places, each from where it was `saved`, or from the first line that is not older than
     /// `backlog`. What cannot be read is waited for.
     pub fn open(
-        paths: &[PathBuf],
-        saved: &[(PathBuf, String)],
+        places: &[Place],
+        saved: &[(String, String)],
         backlog: Duration,
         now: Timestamp,
         date_of: &DateOf,
@@ -61,33 +61,32 @@ impl Sources {
         let bell = Bell::of(&watch)?;
         let mut sources =
             Sources { watch, bell, followed: Vec::new(), awake: BTreeSet::new(), poll_at: None };
-        let saved: BTreeMap<&Path, &str> =
-            saved.iter().map(|(path, place)| (path.as_path(), place.as_str())).collect();
-        let place =
-            |path: &Path| saved.get(path).and_then(|place| serde_json::from_str::<Vec<Position>>(place).ok());
-        for (number, path) in (0..).zip(paths) {
-            let followed = Followed::open(SourceId(number), path, place(path), backlog, now, date_of)?;
+        let saved: BTreeMap<&str, &str> =
+            saved.iter().map(|(source, position)| (source.as_str(), position.as_str())).collect();
+        for (number, place) in (0..).zip(places) {
+            let position = saved.get(place.to_string().as_str()).copied();
+            let followed = Followed::open(SourceId(number), place, position, backlog, now, date_of)?;
             sources.awake.insert(followed.id);
             sources.followed.push(followed);
         }
         Ok(sources)
     }
 
-    /// Follows these paths from now on: those that were followed go on where they are.
+    /// Follows these places from now on: those that were followed go on where they are.
     pub fn follow(
         &mut self,
-        paths: &[PathBuf],
+        places: &[Place],
         backlog: Duration,
         now: Timestamp,
         date_of: &DateOf,
     ) -> io::Result<()> {
         let mut old: Vec<Followed> = std::mem::take(&mut self.followed);
         old.iter().for_each(|followed| self.watch.forget(followed.id));
-        for (number, path) in (0..).zip(paths) {
+        for (number, place) in (0..).zip(places) {
             let id = SourceId(number);
-            let followed = match old.iter().position(|followed| followed.path == *path) {
+            let followed = match old.iter().position(|followed| followed.place == *place) {
                 Some(index) => Followed { id, ..old.swap_remove(index) },
-                None => Followed::open(id, path, None, backlog, now, date_of)?,
+                None => Followed::open(id, place, None, backlog, now, date_of)?,
             };
             self.awake.insert(id);
             self.followed.push(followed);
@@ -121,11 +120,7 @@ impl Sources {
                 }
             }
             if progress.overlong > 0 {
-                tracing::warn!(
-                    "{}: {} overlong lines were dropped",
-                    followed.path.display(),
-                    progress.overlong
-                );
+                tracing::warn!("{}: {} overlong lines were dropped", followed.place, progress.overlong);
             }
             if progress.lines > 0 {
                 followed.lines += progress.lines;
@@ -171,10 +166,10 @@ impl Sources {
     }
 
     /// What to save of each log, so that the next start goes on where this one is.
-    pub fn positions(&self) -> Vec<(PathBuf, String)> {
+    pub fn positions(&self) -> Vec<(String, String)> {
         let position = |followed: &Followed| {
             let positions = followed.follower.positions()?;
-            Some((followed.path.clone(), serde_json::json!(positions).to_string()))
+            Some((followed.place.to_string(), serde_json::json!(positions).to_string()))
         };
         self.followed.iter().filter_map(position).collect()
     }
@@ -188,7 +183,7 @@ impl Sources {
     }
 
     pub fn name(&self, source: usize) -> String {
-        self.followed[source].path.display().to_string()
+        self.followed[source].place.to_string()
     }
 
     pub fn status(&self) -> Vec<SourceStatus> {
@@ -199,8 +194,8 @@ impl Sources {
 impl Followed {
     fn open(
         id: SourceId,
-        path: &Path,
-        saved: Option<Vec<Position>>,
+        place: &Place,
+        saved: Option<&str>,
         backlog: Duration,
         now: Timestamp,
         date_of: &DateOf,
@@ -212,8 +207,10 @@ impl Followed {
             Some(_) => Age::Wanted,
             None => Age::Undated,
         };
+        let Place::File(path) = place;
+        let saved = saved.and_then(|position| serde_json::from_str::<Vec<Position>>(position).ok());
         let follower = Follower::open(path, saved, Start::Since(Box::new(age)), now)?;
-        Ok(Followed { id, path: path.to_owned(), follower, lines: 0, last_line: None })
+        Ok(Followed { id, place: place.clone(), follower, lines: 0, last_line: None })
     }
 
     fn status(&self) -> SourceStatus {
@@ -222,7 +219,7 @@ impl Followed {
             Some(notice) => notice.to_string(),
         };
         SourceStatus {
-            name: self.path.display().to_string(),
+            name: self.place.to_string(),
             state,
             lines: self.lines,
             behind: self.follower.behind(),

@@ -5,11 +5,9 @@ use ipnet::IpNet;
 use crate::config::List;
 use crate::control::{Failed, Response, failed};
 use crate::daemon::Daemon;
-use crate::enforcer::Restore;
 use crate::jail::allow::Allow;
 use crate::model::{JailName, plain};
 use crate::never::{self, News};
-use crate::nft::Refusal;
 use crate::status::{IgnoredStatus, brief};
 
 /// So many can be spared by hand; a longer list belongs into a file that `ignoreip` names.
@@ -46,15 +44,10 @@ impl Daemon {
 
     /// Those who are never banned now must pass in the kernel, the others no longer.
     async fn protect(&mut self) {
-        if let Err(refusal) = self.tell_kernel().await {
+        if let Err(refusal) = self.reinstall(false).await {
             tracing::error!("the kernel does not know yet who is never banned now: {refusal}");
         }
         self.spare();
-    }
-
-    async fn tell_kernel(&self) -> Result<(), Refusal> {
-        let layout = self.config.layout(&self.spared());
-        self.enforcer.install(layout, Restore::Missing(Vec::new())).await.map(drop)
     }
 
     /// Judges by what is known now, and lifts the bans of those who are to be spared: how many, and by which ticket.
@@ -87,7 +80,7 @@ impl Daemon {
             ));
         }
         let new = self.ignored.insert(net);
-        if let Err(refusal) = self.tell_kernel().await {
+        if let Err(refusal) = self.reinstall(false).await {
             if new {
                 self.ignored.remove(&net);
             }
@@ -120,7 +113,7 @@ impl Daemon {
                 None => failed(Failed::NotFound, format!("{name} is not ignored")),
             };
         }
-        if let Err(refusal) = self.tell_kernel().await {
+        if let Err(refusal) = self.reinstall(false).await {
             self.ignored.insert(net);
             return failed(Failed::Refused, refusal.to_string());
         }

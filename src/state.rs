@@ -19,6 +19,7 @@ pub const FILE: &str = "nftjail.sqlite3";
 /// `failure`: the failures of each target that still count, oldest first (JSON list).
 /// `offender`: how often each target was banned, and when last.
 /// `ignored`: whom an administrator spares by hand.
+/// `friend`: when each target logged in last.
 /// `ban`: the bans the kernel holds; `ends` is null where a ban never ends. It serves after a reboot.
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS position (source TEXT PRIMARY KEY, place TEXT NOT NULL) WITHOUT ROWID;
@@ -30,6 +31,9 @@ CREATE TABLE IF NOT EXISTS offender (
     jail TEXT NOT NULL, target TEXT NOT NULL, bans INTEGER NOT NULL, last INTEGER NOT NULL,
     PRIMARY KEY (jail, target)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ignored (net TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS friend (
+    jail TEXT NOT NULL, target TEXT NOT NULL, last INTEGER NOT NULL,
+    PRIMARY KEY (jail, target)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ban (
     jail TEXT NOT NULL, target TEXT NOT NULL, at INTEGER NOT NULL, ends INTEGER,
     PRIMARY KEY (jail, target)) WITHOUT ROWID;
@@ -38,8 +42,8 @@ CREATE TABLE IF NOT EXISTS ban (
 /// One consistent step: a line is either in both the position and the failures, or in neither.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
-    pub positions: Vec<(PathBuf, String)>,
-    /// The failures of each target that changed, and how often it was banned; empty where they are forgotten.
+    pub positions: Vec<(String, String)>,
+    /// What is remembered of each target that changed; empty where it is forgotten.
     pub memories: Vec<Memory>,
     /// Changes that the kernel took.
     pub changes: Vec<Change>,
@@ -49,13 +53,15 @@ pub struct Step {
     pub stale_failures: Timestamp,
     /// Nor do bans before this make anybody an offender.
     pub stale_offenders: Timestamp,
+    /// Nor do log-ins before this make anybody a friend.
+    pub stale_friends: Timestamp,
     pub now: Timestamp,
 }
 
 /// What was saved before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Saved {
-    pub positions: Vec<(PathBuf, String)>,
+    pub positions: Vec<(String, String)>,
     pub memories: Vec<Memory>,
     pub bans: Vec<Ban>,
     pub ignored: BTreeSet<IpNet>,
@@ -128,17 +134,20 @@ fn read(path: &Path) -> rusqlite::Result<(Connection, Saved)> {
     connection.pragma_update(None, "cache_size", -256)?;
     connection.execute_batch(SCHEMA)?;
 
-    let positions = rows(&connection, "SELECT source, place FROM position", |row| {
-        Ok(Some((PathBuf::from(row.get::<_, String>(0)?), row.get(1)?)))
-    })?;
-    let both = "SELECT jail, target, times, bans, offender.last FROM failure FULL JOIN offender USING (jail, target)";
-    let memories = rows(&connection, both, |row| {
+    let positions =
+        rows(&connection, "SELECT source, place FROM position", |row| Ok(Some((row.get(0)?, row.get(1)?))))?;
+    let all = "SELECT jail, target, times, bans, offender.last, friend.last FROM failure
+        FULL JOIN offender USING (jail, target) FULL JOIN friend USING (jail, target)";
+    let memories = rows(&connection, all, |row| {
         let times: Option<String> = row.get(2)?;
         let times: Option<Vec<i64>> = times.map_or(Some(Vec::new()), |text| serde_json::from_str(&text).ok());
         let times = times.map(|times| times.into_iter().map(Timestamp::from_millis).collect());
-        let bans: Option<u32> = row.get(3)?;
-        let offender = bans.zip(row.get::<_, Option<i64>>(4)?.map(Timestamp::from_millis));
-        Ok(key(row)?.zip(times).map(|((jail, target), times)| (jail, target, times, offender)))
+        let last =
+            |index| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(index)?.map(Timestamp::from_millis));
+        let offender = row.get::<_, Option<u32>>(3)?.zip(last(4)?);
+        let friend = last(5)?;
+        let memory = |((jail, target), times)| Memory { jail, target, times, offender, friend };
+        Ok(key(row)?.zip(times).map(memory))
     })?;
     let bans = rows(&connection, "SELECT jail, target, at, ends FROM ban", |row| {
         let at = Timestamp::from_millis(row.get(2)?);
@@ -195,7 +204,7 @@ fn write(connection: &mut Connection, step: &Step) -> rusqlite::Result<()> {
     {
         let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO position VALUES (?1, ?2)")?;
         for (source, place) in &step.positions {
-            put.execute(params![source.to_string_lossy(), place])?;
+            put.execute(params![source, place])?;
         }
         let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO failure VALUES (?1, ?2, ?3, ?4)")?;
         let mut drop = transaction.prepare_cached("DELETE FROM failure WHERE jail = ?1 AND target = ?2")?;
@@ -203,11 +212,18 @@ fn write(connection: &mut Connection, step: &Step) -> rusqlite::Result<()> {
             transaction.prepare_cached("INSERT OR REPLACE INTO offender VALUES (?1, ?2, ?3, ?4)")?;
         let mut pardon =
             transaction.prepare_cached("DELETE FROM offender WHERE jail = ?1 AND target = ?2")?;
-        for (jail, target, times, offender) in &step.memories {
+        let mut befriend = transaction.prepare_cached("INSERT OR REPLACE INTO friend VALUES (?1, ?2, ?3)")?;
+        let mut estrange =
+            transaction.prepare_cached("DELETE FROM friend WHERE jail = ?1 AND target = ?2")?;
+        for Memory { jail, target, times, offender, friend } in &step.memories {
             let key = (jail.as_str(), target.to_string());
             match offender {
                 Some((bans, last)) => note.execute(params![key.0, key.1, bans, last.as_millis()])?,
                 None => pardon.execute(params![key.0, key.1])?,
+            };
+            match friend {
+                Some(last) => befriend.execute(params![key.0, key.1, last.as_millis()])?,
+                None => estrange.execute(params![key.0, key.1])?,
             };
             let times: Vec<i64> = times.iter().map(|time| time.as_millis()).collect();
             match times.last() {
@@ -238,6 +254,7 @@ fn write(connection: &mut Connection, step: &Step) -> rusqlite::Result<()> {
         }
         transaction.execute("DELETE FROM failure WHERE last < ?1", [step.stale_failures.as_millis()])?;
         transaction.execute("DELETE FROM offender WHERE last < ?1", [step.stale_offenders.as_millis()])?;
+        transaction.execute("DELETE FROM friend WHERE last < ?1", [step.stale_friends.as_millis()])?;
         transaction.execute("DELETE FROM ban WHERE ends <= ?1", [step.now.as_millis()])?;
     }
     transaction.commit()
@@ -249,6 +266,14 @@ mod tests {
 
     fn step() -> Step {
         let jail: JailName = "sshd".parse().unwrap();
+        let memory = |addr: &str| Memory {
+            jail: jail.clone(),
+            target: addr.parse().unwrap(),
+            times: Vec::new(),
+            offender: None,
+            friend: None,
+        };
+        let at = |ms| Timestamp::from_millis(ms);
         let ban = |addr: &str, bantime| Ban {
             jail: jail.clone(),
             target: addr.parse().unwrap(),
@@ -258,13 +283,16 @@ mod tests {
         Step {
             positions: vec![("/var/log/auth.log".into(), "{}".to_owned())],
             memories: vec![
-                (jail.clone(), "192.0.2.1".parse().unwrap(), vec![Timestamp::from_millis(5)], None),
-                (
-                    jail.clone(),
-                    "192.0.2.2".parse().unwrap(),
-                    vec![],
-                    Some((3, Timestamp::from_millis(1_000))),
-                ),
+                Memory { times: vec![at(5)], ..memory("192.0.2.1") },
+                Memory { offender: Some((3, at(1_000))), ..memory("192.0.2.2") },
+                Memory { friend: Some(at(1_500)), ..memory("192.0.2.3") },
+                Memory {
+                    times: vec![at(5)],
+                    offender: Some((1, at(7))),
+                    friend: Some(at(9)),
+                    ..memory("192.0.2.4")
+                },
+                Memory { offender: Some((1, at(7))), friend: Some(at(9)), ..memory("192.0.2.5") },
             ],
             changes: vec![
                 Change::Ban(ban("192.0.2.2", Bantime::Forever)),
@@ -276,6 +304,7 @@ mod tests {
             ignored: ["192.0.2.0/24", "2001:db8::/32"].map(|net| net.parse().unwrap()).into(),
             stale_failures: Timestamp::from_millis(0),
             stale_offenders: Timestamp::from_millis(0),
+            stale_friends: Timestamp::from_millis(0),
             now: Timestamp::from_millis(2_000),
         }
     }
@@ -288,8 +317,10 @@ mod tests {
         state.close(step());
         let (state, saved) = State::open(dir.path()).unwrap();
         assert_eq!(saved.positions, step().positions);
-        assert_eq!(saved.memories, step().memories);
         assert_eq!(saved.ignored, step().ignored);
+        let mut memories = saved.memories;
+        memories.sort_by_key(|memory| memory.target);
+        assert_eq!(memories, step().memories);
         let bans: Vec<String> =
             saved.bans.iter().map(|ban| format!("{} {}", ban.target, ban.bantime)).collect();
         assert_eq!(
@@ -297,11 +328,23 @@ mod tests {
             ["192.0.2.2 forever", "2001:db8::/64 9s"],
             "the one that ended and the lifted one are gone"
         );
-        let forgotten = |(jail, target, ..): Memory| (jail, target, vec![], None);
+        let forgotten = |memory: Memory| Memory { times: Vec::new(), offender: None, friend: None, ..memory };
         let memories = step().memories.into_iter().map(forgotten).collect();
         state.close(Step { memories, ignored: BTreeSet::new(), ..step() });
         let saved = State::open(dir.path()).unwrap().1;
         assert_eq!((saved.memories, saved.ignored), (vec![], BTreeSet::new()));
+    }
+
+    #[test]
+    fn a_state_from_before_there_were_friends_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        State::open(dir.path()).unwrap().0.close(step());
+        Connection::open(dir.path().join(FILE)).unwrap().execute_batch("DROP TABLE friend").unwrap();
+        let (state, saved) = State::open(dir.path()).unwrap();
+        assert_eq!((saved.set_aside, saved.memories.len()), (None, 4));
+        assert!(saved.memories.iter().all(|memory| memory.friend.is_none()));
+        state.close(step());
+        assert_eq!(State::open(dir.path()).unwrap().1.memories.len(), step().memories.len());
     }
 
     #[test]

@@ -14,6 +14,10 @@ pub struct Status {
     pub version: String,
     pub pid: u32,
     pub started: Timestamp,
+    /// When the configuration was read.
+    pub loaded: Timestamp,
+    /// When the kernel was last compared with what is believed; none while nobody is banned.
+    pub audited: Option<Timestamp>,
     pub now: Timestamp,
     /// Changes that the kernel has not answered yet.
     pub pending: usize,
@@ -23,10 +27,20 @@ pub struct Status {
     /// Jails that run only where their service is.
     pub auto: Vec<AutoStatus>,
     pub sources: Vec<SourceStatus>,
+    pub repairs: Repairs,
     /// Whom an administrator spares by hand, over restarts.
     pub ignored: Vec<IpNet>,
     /// What is wrong as a whole; empty where all is well.
     pub troubles: Vec<String>,
+}
+
+/// How often somebody else changed our table since the start, so that it had to be put back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repairs {
+    pub total: u64,
+    /// When the last repair was, and who had made it necessary.
+    pub last: Option<Timestamp>,
+    pub by: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +63,8 @@ pub struct JailStatus {
     pub banned: usize,
     /// Bans the kernel took since the start.
     pub banned_total: u64,
-    /// Addresses whose failures were forgotten before their time, because too many failed at once.
+    /// Addresses with failures, friends and users tried in series that were forgotten before their time, because there
+    /// were too many.
     pub forgotten_total: u64,
     /// None where the kernel could not be asked.
     pub dropped: Option<Dropped>,
@@ -94,6 +109,37 @@ pub struct BanStatus {
     pub at: Timestamp,
     /// None: it never ends.
     pub ends: Option<Timestamp>,
+}
+
+/// What `nftjail doctor` found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Checkup {
+    /// 1; another number means that fields changed their meaning.
+    pub schema: u32,
+    /// Nothing is bad.
+    pub well: bool,
+    pub findings: Vec<Finding>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    pub level: Level,
+    /// In one word, for `grep`.
+    pub about: &'static str,
+    pub what: String,
+    /// What to do about it, where there is something to do.
+    pub todo: Option<String>,
+}
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Ok,
+    /// Worth knowing.
+    Note,
+    /// Somebody must do something.
+    Bad,
 }
 
 /// Somebody who is never banned.

@@ -23,7 +23,7 @@ use nftjail::nft::transaction::{Operation, Transaction};
 use nftjail::nft::{Firewall, Refusal};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::naive::{Law, Naive};
+use super::naive::{About, Law, Naive};
 
 const START: i64 = 1_795_255_200_000;
 
@@ -35,14 +35,17 @@ fn now() -> Timestamp {
     Timestamp::from_millis(NOW.load(Ordering::SeqCst))
 }
 
+const ABOUT: &str = "(?: user=(?P<user>[a-z]+))?(?: path=<PATH>)?";
+
 /// One rule for each jail that listens to lines, since each hears its own program.
 fn rules() -> &'static [(&'static str, Arc<Rule>)] {
     static RULES: OnceLock<Vec<(&str, Arc<Rule>)>> = OnceLock::new();
     RULES.get_or_init(|| {
         let compile = |name: &'static str| {
             let text = format!(
-                "rule: {name}\nabout: x\nformat: syslog\nprogram: [{name}]\nfailregex:\n  - '^bad <HOST>$'\n  \
-                 - '^<COUNT> bad <HOST>$'\n  - {{regex: '^worst <HOST>$', bantime: 5m}}\nsamples:\n  \
+                "rule: {name}\nabout: x\nformat: syslog\nprogram: [{name}]\nfailregex:\n  - '^bad{ABOUT} <HOST>$'\n  \
+                 - '^<COUNT> bad{ABOUT} <HOST>$'\n  - {{regex: '^worst{ABOUT} <HOST>$', bantime: 5m}}\n\
+                 successregex: ['^good{ABOUT} <HOST>$']\nsamples:\n  \
                  - {{line: '2026-11-21T10:00:00Z h {name}[1]: bad 192.0.2.1', addr: 192.0.2.1}}\n  \
                  - {{line: '2026-11-21T10:00:00Z h {name}[1]: good 192.0.2.1'}}\n  \
                  - {{line: '2026-11-21T10:00:00Z h {name}[1]: bad 192.0.2.9 192.0.2.1', hostile: true}}\n"
@@ -149,6 +152,9 @@ fn engine(laws: &[Law]) -> Engine {
         name: law.name.parse().unwrap(),
         maxretry: law.maxretry,
         findtime: law.findtime,
+        distinct: law.distinct,
+        user_addrs: law.user_addrs,
+        friend_for: law.friend_for,
         bantime: law.bantime,
         increment: law.increment.clone(),
         ignoreip: Allow::new(&law.ignoreip),
@@ -170,7 +176,7 @@ impl World {
             block: nftjail::model::Block::Drop,
             hooks: [nftjail::model::Hook::Prerouting].into(),
         };
-        let layout = Layout { cells: laws.iter().map(cell).collect(), never: Vec::new() };
+        let layout = Layout { cells: laws.iter().map(cell).collect(), ..Layout::default() };
         let kernel = Shared::default();
         kernel.kernel().memory.commit(&plan::install(&layout, None, &[])).unwrap();
         let (enforcer, answers, _) = Enforcer::spawn(Box::new(kernel.clone()), now);
@@ -196,27 +202,42 @@ impl World {
         self.asked.extend(out.changes.into_iter().map(|change| (change, false)));
     }
 
-    /// A line that was written `age` milliseconds ago is read. One from the future counts now.
     pub fn fail(&mut self, jail: &str, addr: &str, attempt: Attempt, age: i64) {
+        self.fail_as(jail, addr, attempt, About::default(), age);
+    }
+
+    /// A line that was written `age` milliseconds ago is read. One from the future counts now.
+    pub fn fail_as(&mut self, jail: &str, addr: &str, attempt: Attempt, about: About, age: i64) {
         let Some(court) = self.naive.courts.iter().position(|court| court.law.name == jail) else { return };
-        let (text, weight, bantime) = match attempt {
-            Attempt::Bad => (format!("bad {addr}"), 1, None),
-            Attempt::Count(count) => (format!("{count} bad {addr}"), count, None),
-            Attempt::Worst => (format!("worst {addr}"), 1, Some(Bantime::For(Duration::from_secs(300)))),
+        let (verb, weight, bantime) = match attempt {
+            Attempt::Bad => ("bad".to_owned(), 1, None),
+            Attempt::Count(count) => (format!("{count} bad"), count, None),
+            Attempt::Worst => ("worst".to_owned(), 1, Some(Bantime::For(Duration::from_secs(300)))),
         };
+        let (at, out) = self.line(jail, &verb, about, addr, age);
+        let failure = Failure { addr: addr.parse().unwrap(), at, weight, bantime, user: None, path: None };
+        let expected = self.naive.fail(court, &failure, about, now());
+        self.follow(out, expected.into_iter().collect());
+    }
+
+    /// Somebody logs in, and nothing follows at once.
+    pub fn succeed(&mut self, jail: &str, addr: &str, about: About, age: i64) {
+        let Some(court) = self.naive.courts.iter().position(|court| court.law.name == jail) else { return };
+        let (at, out) = self.line(jail, "good", about, addr, age);
+        assert_eq!(out, Outcome::default());
+        self.naive.succeed(court, addr.parse().unwrap(), about.user, at);
+    }
+
+    /// When a line counts, and what follows from it.
+    fn line(&mut self, jail: &str, verb: &str, about: About, addr: &str, age: i64) -> (Timestamp, Outcome) {
         let written = Timestamp::from_millis(now().as_millis() - age);
+        let user = about.user.map(|user| format!(" user={user}")).unwrap_or_default();
+        let path = about.path.map(|path| format!(" path={path}")).unwrap_or_default();
+        let line = format!("{written} h {jail}[1]: {verb}{user}{path} {addr}");
         let clock = Clock::Written { now: now(), zone: &TimeZone::UTC };
         let mut out = Outcome::default();
-        self.engine.handle_line(
-            0,
-            format!("{written} h {jail}[1]: {text}").as_bytes(),
-            clock,
-            now(),
-            &mut out,
-        );
-        let failure = Failure { addr: addr.parse().unwrap(), at: written.min(now()), weight, bantime };
-        let expected = self.naive.fail(court, &failure, now());
-        self.follow(out, expected.into_iter().collect());
+        self.engine.handle_line(0, line.as_bytes(), clock, now(), &mut out);
+        (written.min(now()), out)
     }
 
     pub fn now(&self) -> Timestamp {
@@ -367,9 +388,10 @@ impl World {
         self.save();
         let laws: Vec<Law> = self.naive.courts.iter().map(|court| court.law.clone()).collect();
         self.engine = engine(&laws);
+        self.naive.restart();
         self.saved.values().for_each(|memory| self.engine.restore_memory(memory.clone()));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let install = self.enforcer.install(self.layout.clone(), Restore::Missing(Vec::new()));
+        let install = self.enforcer.install(self.layout.clone(), Restore::AfterReboot(Vec::new()));
         runtime.block_on(install).unwrap().into_iter().for_each(|ban| self.engine.restore(ban));
         let never = self.naive.never.clone();
         self.spare(never);
@@ -377,7 +399,7 @@ impl World {
 
     fn save(&mut self) {
         let unsaved = self.engine.take_unsaved();
-        self.saved.extend(unsaved.into_iter().map(|memory| ((memory.0.clone(), memory.1), memory)));
+        self.saved.extend(unsaved.into_iter().map(|memory| ((memory.jail.clone(), memory.target), memory)));
     }
 
     /// Believed is what the model believes; held is what was taken; and both are one where nothing is in flight.

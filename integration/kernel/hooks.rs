@@ -44,8 +44,10 @@ fn who_is_never_banned_passes_at_every_hook() {
     let mut scene = Scene::new();
     scene.listen(22);
     scene.add_container(22);
-    let _agent = Agent::start(&scene, &config(", hook: [input, forward]"));
+    let agent = Agent::start(&scene, &config(", hook: [input, forward]"));
     assert!(ask(&scene, &["ban", "sshd", ATTACKER]).status.success());
+    // While it runs it would put back what is changed by hand.
+    assert!(agent.stop().success());
     assert!(!scene.connects(ATTACKER, 22) && !scene.connects_to(ATTACKER, CONTAINER, 22));
     let spare = ["add", "element", "inet", "nftjail", "ignore_v4", &format!("{{ {ATTACKER} }}")];
     assert!(scene.nft(&spare).status.success());
@@ -87,7 +89,7 @@ fn every_hook_prints_and_reads_back_as_nft_prints_it() {
             hooked("all", &Hook::ALL, Block::Drop),
         ];
         let never = vec!["127.0.0.0/8".parse().unwrap()];
-        let mut netlink = installed(&Layout { cells: cells.clone(), never: never.clone() });
+        let mut netlink = installed(&Layout { cells: cells.clone(), never: never.clone(), owned: false });
         apply(&mut netlink, &[ban("own", "192.0.2.1", 600), ban("passed", "2001:db8::", 0)]);
         let table = assert_prints_as_nft_does(&mut netlink);
         let text = run(&LIST);
@@ -97,7 +99,7 @@ fn every_hook_prints_and_reads_back_as_nft_prints_it() {
         assert_eq!(table.standing().count(), 2);
         // One hook after the other goes, and comes again.
         while let Some(cell) = cells.pop() {
-            install(&mut netlink, &Layout { cells: cells.clone(), never: never.clone() }, &[]);
+            install(&mut netlink, &Layout { cells: cells.clone(), never: never.clone(), owned: false }, &[]);
             let hooks = ["prerouting", "input", "forward"].into_iter();
             let there: Vec<&str> =
                 hooks.filter(|hook| run(&LIST).contains(&format!("hook {hook}"))).collect();

@@ -1,5 +1,6 @@
 //! What the kernel makes of us: real netlink in network namespaces that each test makes, with `nft -j` as the judge.
 
+mod doctor;
 mod documents;
 mod enabled;
 mod hooks;
@@ -11,4 +12,7 @@ mod recidive;
 mod refuses;
 mod rejects;
 mod reloads;
+mod repairs;
 mod scene;
+mod selftest;
+mod soaks;

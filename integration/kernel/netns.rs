@@ -75,7 +75,7 @@ pub fn layout() -> Layout {
         cell("web", &[(Tcp, 80), (Tcp, 443)], 1 << 20),
         cell("recidive", &[], 1 << 20),
     ];
-    Layout { cells, never: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()] }
+    Layout { cells, owned: false, never: vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()] }
 }
 
 pub fn ban(name: &str, addr: &str, seconds: u64) -> Change {

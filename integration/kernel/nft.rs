@@ -423,7 +423,7 @@ fn packets_of_banned_hosts_are_dropped_counted_and_let_through_again() {
     in_namespace(|| {
         run(&["ip", "link", "set", "lo", "up"]);
         let cells = vec![cell("dns", &[(Protocol::Udp, 5353)], 10), cell("all", &[], 10)];
-        let layout = Layout { cells, never: Vec::new() };
+        let layout = Layout { cells, ..Layout::default() };
         let mut netlink = installed(&layout);
         for addr in ["127.0.0.1", "::1"] {
             assert!(arrives(addr, 5353) && arrives(addr, 5354));

@@ -147,7 +147,7 @@ fn our_own_chain_lets_the_refusal_through() {
         run(&["ip", "link", "set", "lo", "up"]);
         let mut all = cell("all", &[], 10);
         all.block = Block::Reject;
-        let mut netlink = installed(&Layout { cells: vec![all], never: Vec::new() });
+        let mut netlink = installed(&Layout { cells: vec![all], ..Layout::default() });
         let _listener = TcpListener::bind("127.0.0.2:22").unwrap();
         let _taker = UdpSocket::bind("127.0.0.2:22").unwrap();
         let _session = connect("127.0.0.1", "127.0.0.2", 22).unwrap();

@@ -116,14 +116,12 @@ impl Scene {
     /// Runs something on a thread of its own on the attacker's side, which now has this address.
     pub fn as_attacker<T: Send>(&self, address: &str, act: impl FnOnce() -> T + Send) -> T {
         self.give_attacker(address);
-        let namespace = File::open(Path::new("/run/netns").join(&self.attacker)).unwrap();
-        thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                act()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        on_thread_in(&self.attacker, act)
+    }
+
+    /// Runs something on a thread of its own on the server.
+    pub fn as_server<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        on_thread_in(&self.server, act)
     }
 
     fn give_attacker(&self, address: &str) {
@@ -307,6 +305,17 @@ fn write_log(syslog: &UnixDatagram, log: &Path) {
         let message = text.split_once('>').and_then(|(_, rest)| rest.get(16..)).unwrap_or(&text);
         let _ = file.write_all(format!("{} web01 {}\n", now(), message.trim_end()).as_bytes());
     }
+}
+
+fn on_thread_in<T: Send>(namespace: &str, act: impl FnOnce() -> T + Send) -> T {
+    let namespace = File::open(Path::new("/run/netns").join(namespace)).unwrap();
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            act()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn inside(namespace: &str, program: &str) -> Command {

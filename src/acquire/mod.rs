@@ -23,6 +23,7 @@ pub mod archive;
 pub mod bisect;
 pub mod file;
 pub mod identity;
+pub mod place;
 pub mod splitter;
 mod tail;
 

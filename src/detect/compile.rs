@@ -321,6 +321,7 @@ fn groups(regex: &Regex, pattern: usize) -> Groups {
     Groups {
         host: index("host"),
         user: index("user"),
+        path: index("path"),
         count: index("count"),
         session: index("session"),
         content: index("content"),

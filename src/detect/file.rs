@@ -177,6 +177,8 @@ pub struct Sample {
     pub addr: Option<IpAddr>,
     /// The user it must name.
     pub user: Option<String>,
+    /// The path it must name.
+    pub path: Option<String>,
     /// As how many failures it must count.
     pub count: Option<u32>,
     /// In which modes; without it, in none.

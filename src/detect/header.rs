@@ -285,6 +285,9 @@ fn dated(line: &[u8]) -> Option<Header<'_>> {
 
 /// `DATE MESSAGE`, the date in brackets or not.
 fn date_at_start(line: &[u8]) -> Option<Header<'_>> {
+    if let Some((stamp, rest)) = Stamp::find(line).filter(|_| line.starts_with(b"<")) {
+        return Some(Header { stamp: Some(stamp), message: trim(rest), ..Header::default() });
+    }
     let open = line.iter().take(2).take_while(|b| matches!(b, b'[' | b'<' | b'(' | b' ')).count();
     let (stamp, rest) = Stamp::find(&line[open..])?;
     let close =
@@ -412,6 +415,7 @@ mod tests {
             "[2026-11-21 10:00:00] Hello",
             "2026-11-21 10:00:00,123 Hello",
             "<11/21/2026:10:00:00> Hello",
+            "<11/21/26@10:00:00> Hello",
             "[20261121-10:00:00] Hello",
             "L 11/21/2026 - 10:00:00: Hello",
             "<W>2026-11-21 10:00:00.123 Hello",

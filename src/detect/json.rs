@@ -23,6 +23,8 @@ pub struct Fields {
     pub time: Option<OneOrMany<String>>,
     /// What patterns see; without it they see an empty text.
     pub message: Option<OneOrMany<String>>,
+    /// What was asked for, perhaps with a query.
+    pub path: Option<OneOrMany<String>>,
     pub count: Option<OneOrMany<String>>,
     pub session: Option<OneOrMany<String>>,
 }
@@ -77,6 +79,7 @@ pub struct Record<'v> {
     user: String,
     time: String,
     message: String,
+    pub path: Option<String>,
     pub count: String,
     pub session: String,
 }
@@ -100,6 +103,7 @@ impl<'v> Record<'v> {
             user: get(&fields.user).unwrap_or_default(),
             time: get(&fields.time).unwrap_or_default(),
             message: get(&fields.message).unwrap_or_default(),
+            path: get(&fields.path),
             count: get(&fields.count).unwrap_or_default(),
             session: get(&fields.session).unwrap_or_default(),
         }

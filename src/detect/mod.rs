@@ -15,6 +15,8 @@ pub mod header;
 pub mod json;
 pub mod library;
 pub mod pattern;
+pub mod probe;
+mod restamp;
 pub mod rule;
 pub mod sample;
 pub mod session;
@@ -64,6 +66,8 @@ pub struct Finding {
     pub at: Timestamp,
     /// At most 128 bytes, as the attacker wrote it: escape before printing.
     pub user: Option<String>,
+    /// What it asked for, without a query, as the attacker wrote it.
+    pub path: Option<Vec<u8>>,
     /// How many failures it counts as: 1 to [`WEIGHT_MAX`].
     pub weight: u32,
     /// The pattern's own length of a ban.
@@ -199,8 +203,7 @@ impl Detector {
 
 /// The date that a line bears, whichever program wrote it; none where it bears none.
 pub fn date_of(line: &[u8], now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
-    let formats = [Format::Syslog, Format::Clf, Format::NginxError, Format::ApacheError, Format::Date];
-    let stamp = formats.into_iter().find_map(|format| header::read(format, line)?.stamp)?;
+    let stamp = restamp::DATED.into_iter().find_map(|format| header::read(format, line)?.stamp)?;
     stamp.resolve(now, zone)
 }
 
@@ -291,11 +294,14 @@ impl Listener {
             Debt { pattern: hit.pattern, weight: pattern.weight.saturating_mul(count).clamp(1, WEIGHT_MAX) };
         let user = hit.user.unwrap_or(header.user);
         let key = session_key(rule, &hit, header, record);
+        let path = hit.path.or_else(|| record.and_then(|record| record.path.as_ref()).map(String::as_bytes));
+        let path = path.map(|path| path.split(|byte| *byte == b'?').next().unwrap_or_default().to_vec());
         let told = Told { role, addr, user, ends: pattern.ends, debt };
         let finding = |addr, user, debt: Debt| Finding {
             addr,
             at,
             user,
+            path,
             weight: debt.weight,
             bantime: rule.patterns[debt.pattern].bantime,
             pattern: debt.pattern,
@@ -482,6 +488,28 @@ mod tests {
         ];
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         assert_eq!(found(&[rule(yaml)], &lines), ["0:192.0.2.1*1", "0:192.0.2.1*1", ""]);
+    }
+
+    #[test]
+    fn a_path_is_what_was_asked_for_without_its_query() {
+        let path = |rule: Arc<Rule>, line: &str| {
+            let mut path = None;
+            Detector::new(vec![rule]).detect(line.as_bytes(), Clock::Arrived(NOW), |_, verdict| {
+                if let Verdict::Failure(finding) = verdict {
+                    path = finding.path.map(|path| String::from_utf8(path).unwrap());
+                }
+            });
+            path
+        };
+        let missing = rule("format: none\nfailregex: ['^<HOST> asks for <PATH> in vain$', '^<HOST> fails$']");
+        assert!(missing.names_paths());
+        assert_eq!(path(missing.clone(), "192.0.2.1 asks for /a/b?c=/d in vain").as_deref(), Some("/a/b"));
+        assert_eq!(path(missing, "192.0.2.1 fails"), None);
+        let json = "format: json\nfields: {host: ip, path: uri}\nfailregex: [{where: {status: 404}}]";
+        let line = r#"{"ip":"192.0.2.1","uri":"/a?b","status":404}"#;
+        assert_eq!(path(rule(json), line).as_deref(), Some("/a"));
+        assert!(rule(json).names_paths());
+        assert!(!rule(SYSLOG).names_paths());
     }
 
     #[test]

@@ -7,9 +7,10 @@ use regex_syntax::hir::{Hir, Look};
 use super::{address, steer};
 
 /// The tags and what they stand for. A tag may occur once in a pattern.
-const TAGS: [(&str, &str); 5] = [
+const TAGS: [(&str, &str); 6] = [
     ("<HOST>", address::HOST_REGEX),
     ("<USER>", "(?P<user>.*)"),
+    ("<PATH>", r#"(?P<path>[^\s"]*)"#),
     ("<COUNT>", "(?P<count>[0-9]+)"),
     ("<SESSION>", r"(?P<session>\S+)"),
     ("<CONTENT>", "(?P<content>.*)"),
@@ -35,7 +36,7 @@ const FOREIGN_TAGS: [(&str, &str); 9] = [
 ];
 
 /// The named groups that mean something.
-pub const GROUPS: [&str; 5] = ["host", "user", "count", "session", "content"];
+pub const GROUPS: [&str; 6] = ["host", "user", "path", "count", "session", "content"];
 
 /// A fault in a pattern: what is wrong and where, in bytes of the pattern as written.
 #[derive(Clone, Debug, PartialEq, Eq)]

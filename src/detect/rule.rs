@@ -49,6 +49,7 @@ impl Pattern {
 pub(super) struct Groups {
     pub host: Option<usize>,
     pub user: Option<usize>,
+    pub path: Option<usize>,
     pub count: Option<usize>,
     pub session: Option<usize>,
     pub content: Option<usize>,
@@ -130,6 +131,15 @@ impl Rule {
         &self.patterns
     }
 
+    /// Whether any line says which path a failure asked for.
+    pub fn names_paths(&self) -> bool {
+        let prefilter = self.prefilter.as_ref().map(|(_, groups)| groups);
+        let failures = self.patterns.iter().filter(|pattern| pattern.kind == Kind::Failure);
+        let groups = failures.map(|pattern| &pattern.groups).chain(prefilter);
+        self.fields.as_ref().is_some_and(|fields| fields.path.is_some())
+            || groups.into_iter().any(|groups| groups.path.is_some())
+    }
+
     /// Whether lines of `program` are its business.
     pub fn hears(&self, program: &[u8]) -> bool {
         is_among(&self.program, program)
@@ -173,6 +183,7 @@ pub(super) struct Hit<'a> {
     /// The address as matched, and what follows it in the message.
     pub host: Option<(&'a [u8], &'a [u8])>,
     pub user: Option<&'a [u8]>,
+    pub path: Option<&'a [u8]>,
     pub count: Option<&'a [u8]>,
     pub session: Option<&'a [u8]>,
 }
@@ -243,6 +254,7 @@ impl<'a> Hit<'a> {
             self.host = Some((&text[span.range()], &text[span.end..]));
         }
         self.user = group(groups.user, captures, text).or(self.user);
+        self.path = group(groups.path, captures, text).or(self.path);
         self.count = group(groups.count, captures, text).or(self.count);
         self.session = group(groups.session, captures, text).or(self.session);
     }

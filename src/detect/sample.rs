@@ -100,6 +100,14 @@ fn differs(sample: &Sample, finding: &Finding) -> Option<String> {
             sample.user.as_deref().unwrap_or_default().escape_debug()
         ));
     }
+    let path = finding.path.as_deref().map(String::from_utf8_lossy);
+    if sample.path.is_some() && sample.path.as_deref() != path.as_deref() {
+        return Some(format!(
+            "names the path \"{}\", and must name \"{}\"",
+            path.as_deref().unwrap_or_default().escape_debug(),
+            sample.path.as_deref().unwrap_or_default().escape_debug()
+        ));
+    }
     match sample.count {
         Some(count) if count != finding.weight => {
             Some(format!("counts as {}, and must count as {count}", finding.weight))

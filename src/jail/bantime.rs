@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::room;
 use crate::model::{Bantime, Target, Timestamp};
 
 /// How bans grow from one to the next.
@@ -81,16 +82,10 @@ impl Offenders {
         self.restore(target, count, last);
     }
 
-    /// Takes back what was saved. Where there are too many, the eighth that was banned longest ago is forgotten.
+    /// Takes back what was saved. Where there are too many, those that were banned longest ago are forgotten.
     pub fn restore(&mut self, target: Target, count: u32, last: Timestamp) {
         if self.bans.len() >= self.most && !self.bans.contains_key(&target) {
-            let mut ranked: Vec<(Timestamp, Target)> =
-                self.bans.iter().map(|(target, (_, last))| (*last, *target)).collect();
-            let share = (self.most / 8).max(1).min(ranked.len());
-            ranked.select_nth_unstable(share - 1);
-            for (_, target) in &ranked[..share] {
-                self.bans.remove(target);
-            }
+            room::make(&mut self.bans, self.most, |(_, last)| *last);
         }
         self.bans.insert(target, (count, last));
     }

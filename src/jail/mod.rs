@@ -3,24 +3,38 @@
 
 pub mod allow;
 pub mod bantime;
+pub mod friend;
+pub mod room;
+pub mod series;
 pub mod window;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::Bound;
 use std::time::Duration;
 
-use crate::model::{Ban, Bantime, Change, Failure, JailName, Target, Timestamp};
+use crate::model::{Ban, Bantime, Change, Failure, JailName, Mark, Memory, Target, Timestamp};
 use allow::{Allow, is_unbannable};
 use bantime::{Increment, Offenders};
+use friend::Friends;
+use series::Series;
 use window::Window;
 
 /// The law of one jail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Terms {
     pub name: JailName,
-    /// How many failures within `findtime` ban; at least 1.
+    /// How many failures within `findtime` ban a stranger; at least 1.
     pub maxretry: u32,
     pub findtime: Duration,
+    /// Failures for the same path count as one.
+    pub distinct: bool,
+    /// After so many addresses failed as one user, without a pause longer than `findtime`, every stranger is banned at
+    /// the first failure as that user; none where only addresses are counted.
+    pub user_addrs: Option<u32>,
+    /// How long a good log-in makes its address a friend; none where it does not.
+    pub friend_for: Option<Duration>,
     /// The length of a first ban.
     pub bantime: Bantime,
     /// How later ones grow; none where they do not.
@@ -41,6 +55,8 @@ pub enum Verdict {
     Counted(u32),
     /// The last straw: this ban is asked for. It is believed when [`Jail::handle_taken`] says so.
     Ban(Ban),
+    /// So is this one, because so many addresses have tried the same user before.
+    Series(Ban, u32),
     /// The last straw, but the ban that stands lasts as long.
     Standing,
 }
@@ -59,6 +75,8 @@ pub struct Jail {
     /// The ends of bans asked for and not answered yet; of one target there may be several.
     asked: BTreeMap<Target, Vec<Option<Timestamp>>>,
     offenders: Offenders,
+    friends: Friends,
+    series: Series,
     failed_total: u64,
     banned_total: u64,
 }
@@ -72,14 +90,15 @@ const EXTENSION_MIN: Duration = Duration::from_secs(1);
 
 impl Jail {
     pub fn new(terms: Terms) -> Self {
-        let window = Window::new(terms.maxretry, terms.findtime, window::TARGETS_MAX);
         Jail {
+            window: Window::new(terms.findtime, terms.distinct, window::TARGETS_MAX),
             terms,
-            window,
             bans: BTreeMap::new(),
             ends: BTreeSet::new(),
             asked: BTreeMap::new(),
             offenders: Offenders::default(),
+            friends: Friends::default(),
+            series: Series::default(),
             failed_total: 0,
             banned_total: 0,
         }
@@ -91,7 +110,8 @@ impl Jail {
 
     /// Goes on under a new law: bans stay as they are, failures count on.
     pub fn amend(&mut self, terms: Terms) {
-        self.window.amend(terms.maxretry, terms.findtime);
+        let most = friend::maxretry(terms.maxretry) as usize - 1;
+        self.window.amend(terms.findtime, terms.distinct, most);
         self.terms = terms;
     }
 
@@ -109,26 +129,82 @@ impl Jail {
         elsewhere: u32,
         chance: u64,
     ) -> Verdict {
-        let addr = failure.addr.to_canonical();
-        let target = Target::of(addr);
-        // The kernel lets `never` pass before any ban, so only the address itself counts there; `ignoreip` of one
-        // jail has no such guard, so its neighbours in a /64 are spared too.
-        if is_unbannable(addr) || never.covers(addr) || self.terms.ignoreip.touches(target.net()) {
+        let target = Target::of(failure.addr);
+        if self.spares(failure.addr, never) {
             return Verdict::Ignored;
         }
         self.failed_total += 1;
-        if let Some(count) = self.window.record(target, failure.at, failure.weight) {
+        let series = self.series(failure);
+        // A break-in attempt is neither forgiven nor counted as one with another.
+        let about = match failure.bantime {
+            Some(_) => None,
+            None if self.terms.distinct => failure.path,
+            None => failure.user,
+        };
+        let maxretry = self.maxretry(failure);
+        if series.is_some() {
+            self.window.forget(target);
+        } else if let Some(count) = self.window.record(target, failure.at, failure.weight, about, maxretry) {
             return Verdict::Counted(count);
         }
-        let jail = self.terms.name.clone();
+        let earlier = self.earlier_bans(target, failure.at).saturating_add(elsewhere);
         let base = failure.bantime.unwrap_or(self.terms.bantime);
-        let grown = self.terms.increment.as_ref().map_or(base, |increment| {
-            let earlier = self.offenders.earlier(target, failure.at, increment.forget);
-            increment.bantime(base, earlier.saturating_add(elsewhere), chance)
-        });
-        // What a rule asks for a break-in attempt is the least, whatever steps or cap the jail has for the others.
-        let bantime = failure.bantime.map_or(grown, |own| grown.max(own));
-        self.ask(Ban { jail, target, at: failure.at, bantime })
+        let increment = self.terms.increment.as_ref();
+        let grown = increment.map_or(base, |increment| increment.bantime(base, earlier, chance));
+        let bantime = match failure.bantime {
+            // What a rule asks for a break-in attempt is the least, whatever steps or cap the jail has for the others.
+            Some(own) => grown.max(own),
+            None if earlier == 0 && self.is_friend(target, failure.at) => friend::first_ban(grown),
+            None => grown,
+        };
+        let verdict = self.ask(Ban { jail: self.terms.name.clone(), target, at: failure.at, bantime });
+        match (verdict, series) {
+            (Verdict::Ban(ban), Some(addrs)) => Verdict::Series(ban, addrs),
+            (verdict, _) => verdict,
+        }
+    }
+
+    /// How many failures ban whoever has this one. A break-in attempt is a stranger's, whoever makes it.
+    pub fn maxretry(&self, failure: &Failure) -> u32 {
+        let is_soft = failure.bantime.is_none() && self.is_friend(Target::of(failure.addr), failure.at);
+        if is_soft { friend::maxretry(self.terms.maxretry) } else { self.terms.maxretry }
+    }
+
+    /// Somebody logged in: a friend from now on, in this jail only, since an account that is worth little elsewhere
+    /// must not open more tries here. What failed from there as the same user counts no more; all other failures do,
+    /// or one good account would buy any number of guesses at others. True where anything followed.
+    pub fn handle_success(&mut self, addr: IpAddr, user: Option<Mark>, at: Timestamp, never: &Allow) -> bool {
+        if self.spares(addr, never) {
+            return false;
+        }
+        let target = Target::of(addr);
+        if let Some(user) = user {
+            self.window.forgive(target, user, at);
+        }
+        if self.terms.friend_for.is_some() {
+            self.friends.note(target, at);
+        }
+        true
+    }
+
+    fn is_friend(&self, target: Target, at: Timestamp) -> bool {
+        self.terms.friend_for.is_some_and(|time| self.friends.knows(target, at, time))
+    }
+
+    /// Notes whom a stranger tried to be. So many others had tried it before, where that makes a series.
+    fn series(&mut self, failure: &Failure) -> Option<u32> {
+        let (user, addrs) = failure.user.zip(self.terms.user_addrs)?;
+        let target = Target::of(failure.addr);
+        let is_stranger = !self.is_friend(target, failure.at);
+        let pause = self.terms.findtime;
+        (is_stranger && self.series.record(user, target, failure.at, addrs, pause)).then_some(addrs)
+    }
+
+    /// Whether an address is not judged at all. The kernel lets `never` pass before any ban, so only the address itself
+    /// counts there; `ignoreip` of one jail has no such guard, so its neighbours in a /64 are spared too.
+    fn spares(&self, addr: IpAddr, never: &Allow) -> bool {
+        let addr = addr.to_canonical();
+        is_unbannable(addr) || never.covers(addr) || self.terms.ignoreip.touches(Target::of(addr).net())
     }
 
     fn ask(&mut self, ban: Ban) -> Verdict {
@@ -225,19 +301,44 @@ impl Jail {
         self.bans.values()
     }
 
+    /// Bans believed of targets beyond `after`.
+    pub fn bans_after(&self, after: Option<Target>) -> impl Iterator<Item = &Ban> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.bans.range((start, Bound::Unbounded)).map(|(_, ban)| ban)
+    }
+
+    /// How many of the bans believed last beyond `moment`.
+    pub fn bans_beyond(&self, moment: Timestamp) -> usize {
+        self.bans.len() - self.ends.iter().take_while(|(end, _)| *end <= moment).count()
+    }
+
     /// How many earlier bans of a target count at `now`.
     pub fn earlier_bans(&self, target: Target, now: Timestamp) -> u32 {
         self.offenders.earlier(target, now, self.forget())
     }
 
-    /// How often a target was banned, and when last: to save it.
-    pub fn offender(&self, target: Target) -> Option<(u32, Timestamp)> {
-        self.offenders.record(target)
+    /// What is to be remembered of a target.
+    pub fn memory(&self, target: Target) -> Memory {
+        Memory {
+            jail: self.terms.name.clone(),
+            target,
+            times: self.window.times(target),
+            offender: self.offenders.record(target),
+            friend: self.friends.last(target),
+        }
     }
 
-    /// Takes back what was saved.
-    pub fn restore_offender(&mut self, target: Target, count: u32, last: Timestamp) {
-        self.offenders.restore(target, count, last);
+    /// Takes back what was saved of a target.
+    pub fn restore_memory(&mut self, memory: Memory) {
+        let Memory { target, times, offender, friend, .. } = memory;
+        let most = friend::maxretry(self.terms.maxretry) as usize - 1;
+        self.window.restore(target, times, most);
+        if let Some((count, last)) = offender {
+            self.offenders.restore(target, count, last);
+        }
+        if let Some(last) = friend {
+            self.friends.note(target, last);
+        }
     }
 
     fn forget(&self) -> Duration {
@@ -248,8 +349,9 @@ impl Jail {
         &self.window
     }
 
-    pub fn window_mut(&mut self) -> &mut Window {
-        &mut self.window
+    /// How many addresses, friends and users were forgotten before their time because there were too many.
+    pub fn forgotten_total(&self) -> u64 {
+        self.window.forgotten() + self.friends.forgotten() + self.series.forgotten()
     }
 
     pub fn failed_total(&self) -> u64 {
@@ -279,13 +381,15 @@ impl Jail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::IpAddr;
 
     fn jail(maxretry: u32) -> Jail {
         Jail::new(Terms {
             name: "sshd".parse().unwrap(),
             maxretry,
             findtime: Duration::from_secs(600),
+            distinct: false,
+            user_addrs: None,
+            friend_for: None,
             bantime: Bantime::For(Duration::from_secs(60)),
             increment: None,
             hears_bans: false,
@@ -299,6 +403,8 @@ mod tests {
             at: Timestamp::from_millis(second * 1_000),
             weight: 1,
             bantime: None,
+            user: None,
+            path: None,
         }
     }
 
@@ -421,6 +527,60 @@ mod tests {
         }
         assert_eq!(jail.failed_total(), 0);
         assert!(matches!(jail.handle_failure(&failure("2001:db8::99", 0), &own, 0, 0), Verdict::Ban(_)));
+    }
+
+    #[test]
+    fn nobody_to_be_spared_becomes_a_friend() {
+        let mut jail = jail(1);
+        jail.terms.friend_for = Some(friend::FRIEND_FOR);
+        let own = Allow::new(&["192.0.2.7/32".parse().unwrap()]);
+        for addr in ["198.51.100.9", "192.0.2.7"] {
+            let at = Timestamp::from_millis(0);
+            assert!(!jail.handle_success(addr.parse().unwrap(), None, at, &own));
+            assert_eq!(jail.memory(target(addr)).friend, None);
+        }
+    }
+
+    #[test]
+    fn a_break_in_attempt_is_soft_for_nobody() {
+        let mut jail = jail(1);
+        jail.terms.friend_for = Some(friend::FRIEND_FOR);
+        let never = Allow::default();
+        let (addr, user) = ("192.0.2.1".parse().unwrap(), Some(Mark::MIN));
+        assert!(jail.handle_success(addr, user, Timestamp::from_millis(0), &never));
+        for second in 0..9 {
+            let verdict = jail.handle_failure(&failure("192.0.2.1", second), &never, 0, 0);
+            assert_eq!(verdict, Verdict::Counted(second as u32 + 1));
+        }
+        let day = Bantime::For(Duration::from_secs(86_400));
+        let attempt = Failure { bantime: Some(day), user, ..failure("192.0.2.1", 9) };
+        let Verdict::Ban(ban) = jail.handle_failure(&attempt, &never, 0, 0) else { panic!() };
+        assert_eq!(ban.bantime, day);
+        jail.terms.maxretry = 2;
+        assert_eq!(jail.handle_failure(&attempt, &never, 0, 0), Verdict::Counted(1));
+        jail.handle_success(addr, user, attempt.at, &never);
+        assert_eq!(jail.handle_failure(&attempt, &never, 0, 0), Verdict::Standing, "nor is it forgiven");
+    }
+
+    #[test]
+    fn a_name_that_many_strangers_tried_bans_the_next_but_no_friend() {
+        let mut jail = jail(5);
+        jail.terms.user_addrs = Some(2);
+        jail.terms.friend_for = Some(friend::FRIEND_FOR);
+        let never = Allow::default();
+        jail.handle_success("192.0.2.9".parse().unwrap(), None, Timestamp::from_millis(0), &never);
+        let mut fail =
+            |addr: &str, user| jail.handle_failure(&Failure { user, ..failure(addr, 1) }, &never, 0, 0);
+        let admin = Some(Mark::MIN);
+        for addr in ["192.0.2.9", "192.0.2.1", "192.0.2.2"] {
+            assert_eq!(fail(addr, admin), Verdict::Counted(1), "{addr}");
+        }
+        assert_eq!(fail("192.0.2.9", admin), Verdict::Counted(2), "a friend");
+        assert_eq!(fail("192.0.2.3", None), Verdict::Counted(1), "as nobody");
+        assert_eq!(fail("192.0.2.3", admin.map(|mark| mark.saturating_add(1))), Verdict::Counted(2));
+        let Verdict::Series(ban, 2) = fail("192.0.2.3", admin) else { panic!() };
+        assert_eq!(ban.bantime.to_string(), "1m");
+        assert!(matches!(fail("192.0.2.1", admin), Verdict::Series(..)), "who began it comes back");
     }
 
     #[test]

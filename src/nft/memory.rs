@@ -62,6 +62,8 @@ impl Firewall for Memory {
             for set in table.sets.iter_mut().filter(|set| elements || !set.timeout) {
                 set.elements = held.elements[&set.name].values().cloned().collect();
             }
+            let count = |(name, contents): (&String, &Contents)| (name.clone(), contents.len() as u32);
+            table.counts = held.elements.iter().map(count).collect();
             table
         }))
     }
@@ -104,9 +106,9 @@ fn explain(
 
 fn perform(table: &mut Option<Held>, what: &Operation) -> Result<(), Fault> {
     match what {
-        Operation::AddTable(comment) => {
+        Operation::AddTable { comment, owned } => {
             table.get_or_insert_with(|| {
-                let table = Table { comment: Some(comment.clone()), ..Table::default() };
+                let table = Table { comment: Some(comment.clone()), owned: *owned, ..Table::default() };
                 Held { table, elements: BTreeMap::new() }
             });
             Ok(())
@@ -119,7 +121,7 @@ fn perform(table: &mut Option<Held>, what: &Operation) -> Result<(), Fault> {
 fn perform_in(held: &mut Held, what: &Operation) -> Result<(), Fault> {
     let table = &mut held.table;
     match what {
-        Operation::AddTable(_) | Operation::DeleteTable => {}
+        Operation::AddTable { .. } | Operation::DeleteTable => {}
         Operation::AddCounter(counter) => {
             if table.counter(&counter.name).is_none() {
                 table.counters.push(counter.clone());
@@ -244,7 +246,7 @@ mod tests {
             hooks: [crate::model::Hook::Prerouting].into(),
             capacity: 1,
         };
-        let layout = Layout { cells: vec![cell], never: Vec::new() };
+        let layout = Layout { cells: vec![cell], ..Layout::default() };
         memory.commit(&plan::install(&layout, None, &[])).unwrap();
         (memory, jail)
     }

@@ -3,7 +3,9 @@
 
 pub mod memory;
 pub mod netlink;
+pub mod news;
 pub mod plan;
+pub mod surroundings;
 pub mod table;
 pub mod transaction;
 

@@ -11,6 +11,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 use super::attribute::Writer;
 use super::plan::set_name;
 use super::reply::{self, Mark, Reply, replies};
+use super::surroundings::{self, Surroundings};
 use super::table::{KeyType, Set, Standing, TABLE, Table};
 use super::transaction::Transaction;
 use super::wire::*;
@@ -58,6 +59,20 @@ impl Netlink {
         Ok(netlink)
     }
 
+    /// The port that the kernel knows our writing by.
+    pub fn port(&self) -> io::Result<u32> {
+        let mut addr = SocketAddr::new(0, 0);
+        self.socket.get_address(&mut addr)?;
+        Ok(addr.port_number())
+    }
+
+    /// Whether this kernel lets a table have an owner that it outlives: Linux 6.9 does.
+    pub fn can_own(&mut self) -> bool {
+        let batch = Batch::owning(&format!("{TABLE}_probe"), self.sequence);
+        self.sequence = batch.next_sequence();
+        self.send(&batch.bytes).is_ok() && matches!(self.first_refusal(&batch), Ok(None))
+    }
+
     /// Where the limits may not be lifted, the kernel's usual ones do for 2,500 bans at once.
     fn widen(&self) {
         if sockopt::set_socket_send_buffer_size_force(&self.socket, SEND_BUFFER_BYTES).is_err() {
@@ -74,7 +89,7 @@ impl Netlink {
         generation.ok_or(Unanswered::Lost)
     }
 
-    /// Sends one request and hands each object of the answer to `take`.
+    /// Sends one request about the family of our table and hands each object of the answer to `take`.
     fn ask(
         &mut self,
         kind: u16,
@@ -82,9 +97,26 @@ impl Netlink {
         body: impl FnOnce(&mut Writer),
         mut take: impl FnMut(&[u8]),
     ) -> Result<(), Unanswered> {
+        self.ask_in(NFPROTO_INET, kind, dump, body, |family, body| {
+            // The generation is of no family.
+            if family == NFPROTO_INET || family == NFPROTO_UNSPEC {
+                take(body);
+            }
+        })
+    }
+
+    /// As [`Netlink::ask`], for any family, or for all.
+    fn ask_in(
+        &mut self,
+        family: u8,
+        kind: u16,
+        dump: bool,
+        body: impl FnOnce(&mut Writer),
+        mut take: impl FnMut(u8, &[u8]),
+    ) -> Result<(), Unanswered> {
         let asked = self.sequence;
         self.sequence = self.sequence.wrapping_add(1);
-        self.send(&request(kind, dump, asked, body)).map_err(Unanswered::Refused)?;
+        self.send(&request((family, kind), dump, asked, body)).map_err(Unanswered::Refused)?;
         let mut disturbed = false;
         loop {
             let Some(length) = self.receive()? else { return Err(Unanswered::Lost) };
@@ -95,9 +127,9 @@ impl Netlink {
                     Reply::Done { errno: 0, .. } if disturbed => return Err(Unanswered::Interrupted),
                     Reply::Done { errno: 0, .. } => return Ok(()),
                     Reply::Done { errno, .. } => return Err(refused(errno)),
-                    Reply::Object { body, interrupted, .. } => {
+                    Reply::Object { family, body, interrupted, .. } => {
                         disturbed |= interrupted;
-                        take(body);
+                        take(family, body);
                         if !dump {
                             return Ok(());
                         }
@@ -214,14 +246,13 @@ impl Netlink {
     }
 
     fn read_table(&mut self, elements: bool) -> Result<Option<Table>, Unanswered> {
-        let mut table = Table::default();
         let mut found = None;
         let name = |writer: &mut Writer| writer.text(NFTA_TABLE_NAME, TABLE);
         match self.ask(NFT_MSG_GETTABLE, false, name, |body| found = reply::table(body)) {
             Err(Unanswered::Refused(Errno::NOENT)) => return Ok(None),
             other => other?,
         }
-        table.comment = found.flatten();
+        let mut table: Table = found.unwrap_or_default();
         self.ask(NFT_MSG_GETCHAIN, true, |_| {}, |body| table.chains.extend(reply::chain(body)))?;
         self.ask(NFT_MSG_GETRULE, true, name, |body| {
             let Some((chain, rule)) = reply::rule(body) else { return };
@@ -229,7 +260,10 @@ impl Netlink {
                 chain.rules.push(rule);
             }
         })?;
-        self.ask(NFT_MSG_GETSET, true, name, |body| table.sets.extend(reply::set(body)))?;
+        self.ask(NFT_MSG_GETSET, true, name, |body| {
+            table.sets.extend(reply::set(body));
+            table.counts.extend(reply::set_count(body));
+        })?;
         self.ask(NFT_MSG_GETOBJ, true, name, |body| match reply::object(body) {
             Some(Ok(counter)) => table.counters.push(counter),
             Some(Err(foreign)) => table.foreign.push(foreign),
@@ -242,6 +276,43 @@ impl Netlink {
             }
         }
         Ok(Some(table))
+    }
+
+    /// What else there is: chains, flow tables and rules of everybody.
+    pub fn surroundings(&mut self) -> Result<Surroundings, Refusal> {
+        self.steadily("reading the ruleset", |netlink| {
+            let mut found = Surroundings::default();
+            let Surroundings { chains, flow_tables, .. } = &mut found;
+            netlink.ask_in(
+                NFPROTO_UNSPEC,
+                NFT_MSG_GETCHAIN,
+                true,
+                |_| {},
+                |family, body| {
+                    chains.extend(surroundings::base_chain(family, body));
+                },
+            )?;
+            netlink.ask_in(
+                NFPROTO_UNSPEC,
+                NFT_MSG_GETFLOWTABLE,
+                true,
+                |_| {},
+                |family, body| {
+                    flow_tables.extend(surroundings::flow_table(family, body));
+                },
+            )?;
+            netlink.ask_in(
+                NFPROTO_UNSPEC,
+                NFT_MSG_GETRULE,
+                true,
+                |_| {},
+                |family, body| {
+                    found.take_rule(family, body);
+                },
+            )?;
+            found.chains.sort_by(|one, other| (&one.hook, one.priority).cmp(&(&other.hook, other.priority)));
+            Ok(found)
+        })
     }
 
     fn marks(&mut self, set: &Set) -> Result<Vec<Mark>, Unanswered> {

@@ -16,7 +16,8 @@ const COMMENT: &str = "nftjail agent, layout 1";
 
 /// The table that the layout asks for, without bans.
 pub fn wanted(layout: &Layout) -> Table {
-    let mut table = Table { comment: Some(COMMENT.to_owned()), ..Table::default() };
+    let (comment, owned) = (Some(COMMENT.to_owned()), layout.owned);
+    let mut table = Table { comment, owned, ..Table::default() };
     table.counters = layout.cells.iter().map(|cell| counter(&cell.jail)).collect();
     let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
         IpNet::aggregate(&layout.never).into_iter().partition(|net| matches!(net, IpNet::V4(_)));
@@ -117,8 +118,9 @@ pub fn install(layout: &Layout, found: Option<&Table>, standing: &[Standing]) ->
     if found.is_some() && !keep {
         transaction.push(Operation::DeleteTable);
     }
-    if !keep {
-        transaction.push(Operation::AddTable(COMMENT.to_owned()));
+    // A table that outlived its owner is owned again by adding it.
+    if !keep || layout.owned {
+        transaction.push(Operation::AddTable { comment: COMMENT.to_owned(), owned: layout.owned });
     }
     let old = if keep { held } else { &nothing };
     clear(&mut transaction, old, &wanted);
@@ -134,11 +136,26 @@ pub fn install(layout: &Layout, found: Option<&Table>, standing: &[Standing]) ->
     transaction
 }
 
+/// As [`install`], but `found` was read without its elements: of `believed`, only what was in sets that must be
+/// created anew is put in, since the others hold theirs.
+pub fn mend(layout: &Layout, found: Option<&Table>, believed: Vec<Standing>) -> Transaction {
+    let wanted = wanted(layout);
+    let kept = found.filter(|found| may_stay(found, &wanted));
+    let holds = |ban: &Standing| {
+        let stands = kept.and_then(|found| found.set(&set_name(&ban.jail, ban.target)));
+        stands.is_some_and(|set| stays(set, &wanted))
+    };
+    let lost: Vec<Standing> = believed.into_iter().filter(|ban| !holds(ban)).collect();
+    install(layout, found, &lost)
+}
+
 /// Whether the table itself can be kept: what cannot be changed in place, or named one by one, goes with it.
 fn may_stay(found: &Table, wanted: &Table) -> bool {
     let same_place =
         |chain: &Chain| wanted.chain(&chain.name).is_none_or(|wanted| wanted.place == chain.place);
-    found.comment == wanted.comment && found.foreign.is_empty() && found.chains.iter().all(same_place)
+    (&found.comment, found.owned) == (&wanted.comment, wanted.owned)
+        && found.foreign.is_empty()
+        && found.chains.iter().all(same_place)
 }
 
 /// Deletes what must not stay: rules first, since they hold the sets, then sets, which may hold chains.
@@ -393,7 +410,7 @@ mod tests {
             hooks: prerouting(),
             capacity: 2,
         };
-        let layout = Layout { cells: vec![cell], never: Vec::new() };
+        let layout = Layout { cells: vec![cell], ..Layout::default() };
         let standing = |addr: &str, seconds: Option<u64>| {
             let time = seconds.map(Duration::from_secs);
             Standing { jail: jail("sshd"), target: addr.parse().unwrap(), timeout: time, expires: time }
@@ -413,7 +430,7 @@ mod tests {
             hooks: prerouting(),
             capacity: 2,
         };
-        let mut layout = Layout { cells: vec![cell("sshd"), cell("web")], never: Vec::new() };
+        let mut layout = Layout { cells: vec![cell("sshd"), cell("web")], ..Layout::default() };
         let mut memory = Memory::default();
         memory.commit(&install(&layout, None, &[])).unwrap();
         memory.commit(&apply(&[ban("192.0.2.1", 60_000)], NOW)).unwrap();
@@ -443,7 +460,7 @@ mod tests {
         };
         let layout = Layout {
             cells: vec![cell("own", &[Hook::Input]), cell("both", &[Hook::Input, Hook::Forward])],
-            never: Vec::new(),
+            ..Layout::default()
         };
         let script = install(&layout, None, &[]).to_string();
         let gates: Vec<&str> =
@@ -480,7 +497,7 @@ mod tests {
         (proptest::collection::vec(cell, 0..4), never).prop_map(|(mut cells, never)| {
             cells.sort_by_key(|cell| cell.jail.clone());
             cells.dedup_by_key(|cell| cell.jail.clone());
-            Layout { cells, never: never.into_iter().map(|net| net.parse().unwrap()).collect() }
+            Layout { cells, never: never.into_iter().map(|net| net.parse().unwrap()).collect(), owned: false }
         })
     }
 

@@ -8,9 +8,9 @@ use super::attribute::{
     HEADER_BYTES, Message, attributes, be32, find, find_be32, find_be64, find_text, messages, ne32,
 };
 use super::rule;
-use super::table::{Chain, Counter, Element, Key, KeyType, Place, Rule, Set, TABLE};
+use super::table::{Chain, Counter, Element, Key, KeyType, Place, Rule, Set, Standing, TABLE, Table};
 use super::wire::*;
-use crate::model::{Dropped, Hook};
+use crate::model::{Dropped, Hook, JailName, Target};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -19,7 +19,6 @@ const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_OFFS: u16 = 2;
 const NFT_SET_ANONYMOUS: u32 = 1;
-const NFPROTO_INET: u8 = 1;
 
 /// One message of an answer.
 #[derive(Debug)]
@@ -28,8 +27,8 @@ pub enum Reply<'a> {
     Error { sequence: u32, errno: i32, offset: Option<u32> },
     /// The dump is complete.
     Done { sequence: u32, errno: i32 },
-    /// One object; `interrupted` says that the ruleset changed under the dump.
-    Object { sequence: u32, body: &'a [u8], interrupted: bool },
+    /// One object of a protocol family; `interrupted` says that the ruleset changed under the dump.
+    Object { sequence: u32, family: u8, body: &'a [u8], interrupted: bool },
 }
 
 impl Reply<'_> {
@@ -52,10 +51,8 @@ pub fn replies(bytes: &[u8]) -> impl Iterator<Item = Reply<'_>> {
             NLMSG_DONE => Some(Reply::Done { sequence, errno }),
             kind if kind >> 8 == NFNL_SUBSYS_NFTABLES => {
                 let interrupted = flags & NLM_F_DUMP_INTR != 0;
-                let inet = payload
-                    .first()
-                    .is_some_and(|family| *family == NFPROTO_INET || kind as u8 == NFT_MSG_NEWGEN as u8);
-                inet.then_some(Reply::Object { sequence, body: message.body(), interrupted })
+                let family = *payload.first()?;
+                Some(Reply::Object { sequence, family, body: message.body(), interrupted })
             }
             _ => None,
         }
@@ -76,10 +73,24 @@ pub fn generation(body: &[u8]) -> Option<u32> {
     find_be32(body, 1)
 }
 
-/// The comment of our table, where the object is our table.
-pub fn table(body: &[u8]) -> Option<Option<String>> {
+/// Who made a commit, as its last message says: the name of the process, and its number. The name is the process's
+/// own choice, so that only what is printable is kept of it.
+pub fn committer(body: &[u8]) -> String {
+    let name = find_text(body, 3).unwrap_or_default();
+    let name: String = name.chars().map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect();
+    match (name.as_str(), find_be32(body, 2)) {
+        ("", _) | (_, None) => "somebody".to_owned(),
+        (name, Some(pid)) => format!("{name} (process {pid})"),
+    }
+}
+
+/// Our table without anything in it, where the object is our table.
+pub fn table(body: &[u8]) -> Option<Table> {
     ours(body)?;
-    Some(find(body, NFTA_TABLE_USERDATA).and_then(|notes| read_note(notes, NOTE_TABLE_COMMENT)))
+    // Without its owner a table keeps the other flag.
+    let owned = find_be32(body, NFTA_TABLE_FLAGS).is_some_and(|flags| flags & NFT_TABLE_F_PERSIST != 0);
+    let comment = find(body, NFTA_TABLE_USERDATA).and_then(|notes| read_note(notes, NOTE_TABLE_COMMENT));
+    Some(Table { comment, owned, ..Table::default() })
 }
 
 pub fn chain(body: &[u8]) -> Option<Chain> {
@@ -129,6 +140,12 @@ pub fn set(body: &[u8]) -> Option<Set> {
     })
 }
 
+/// How many elements a set holds, where the kernel tells it: those that ended count until they are collected.
+pub fn set_count(body: &[u8]) -> Option<(String, u32)> {
+    ours(body)?;
+    Some((find_text(body, NFTA_SET_NAME)?, find_be32(body, NFTA_SET_COUNT)?))
+}
+
 /// A counter, or the name and number of an object of another kind.
 pub fn object(body: &[u8]) -> Option<Result<Counter, String>> {
     ours(body)?;
@@ -171,6 +188,16 @@ pub fn marks(body: &[u8]) -> Vec<Mark> {
         None => &[],
     };
     attributes(list).filter_map(|(_, element)| mark(element)).collect()
+}
+
+/// The bans in one message about elements of a jail's set.
+pub fn standing(body: &[u8], jail: &JailName) -> Vec<Standing> {
+    let standing = |mark: Mark| {
+        let Key::Addr(addr) = mark.key else { return None };
+        let (jail, target) = (jail.clone(), Target::of(addr));
+        Some(Standing { jail, target, timeout: mark.timeout, expires: mark.expires })
+    };
+    marks(body).into_iter().filter_map(standing).collect()
 }
 
 fn mark(element: &[u8]) -> Option<Mark> {
@@ -247,7 +274,7 @@ mod tests {
     fn read_all(body: &[u8]) {
         let set = interval_set();
         let _ = (generation(body), table(body), chain(body), rule(body), object(body), flow_table(body));
-        let _ = (super::set(body), elements(&set, marks(body)));
+        let _ = (super::set(body), set_count(body), elements(&set, marks(body)));
     }
 
     #[test]
@@ -308,7 +335,7 @@ mod tests {
             let element = Element::lasting(Key::Service(6, 22), Some(Duration::from_secs(1)), None);
             let mut bodies = vec![
                 sent(Operation::AddSet(interval_set())),
-                sent(Operation::AddTable("x".to_owned())),
+                sent(Operation::AddTable { comment: "x".to_owned(), owned: false }),
                 sent(Operation::AddRule { chain: "c".into(), rule: Rule::Jump { chain: "d".into() } }),
                 sent(Operation::AddChain(Chain { name: "c".into(), place: Place::At(Hook::Input), rules: vec![] })),
                 sent(Operation::AddElements { set: "s".into(), elements: vec![element; 3].into() }),

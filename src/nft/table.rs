@@ -1,6 +1,7 @@
 //! What one nftables table holds, as plain values; `listing` prints them.
 #![forbid(unsafe_code)]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -20,11 +21,15 @@ pub const TIMEOUT_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Table {
     pub comment: Option<String>,
+    /// Nobody but its owner may change it: NFT_TABLE_F_OWNER and, so that it outlives the owner, NFT_TABLE_F_PERSIST.
+    pub owned: bool,
     pub counters: Vec<Counter>,
     pub sets: Vec<Set>,
     pub chains: Vec<Chain>,
     /// Objects of kinds that we never write, by kind and name, such as `quota daily`.
     pub foreign: Vec<String>,
+    /// How many elements each set holds, where the kernel tells it: Linux 6.18 does, 6.12 does not.
+    pub counts: BTreeMap<String, u32>,
 }
 
 impl Table {
@@ -38,6 +43,37 @@ impl Table {
 
     pub fn counter(&self, name: &str) -> Option<&Counter> {
         self.counters.iter().find(|counter| counter.name == name)
+    }
+
+    /// Why packets from whom a jail bans would not be dropped; none where at each of these hooks, or at any where none
+    /// is named, the kernel calls a chain that leads to rules that drop them, and nothing in it is not ours.
+    pub fn gap(&self, jail: &JailName, hooks: &BTreeSet<Hook>) -> Option<String> {
+        let ours = |chain: &&Chain| !chain.rules.iter().any(|rule| matches!(rule, Rule::Foreign(_)));
+        for suffix in ["v4", "v6"] {
+            let wanted = format!("{jail}_{suffix}");
+            if self.set(&wanted).is_none() {
+                return Some(format!("there is no set {wanted}"));
+            }
+            let drops = |rule: &Rule| matches!(rule, Rule::Drop { set, .. } if *set == wanted);
+            let Some(chain) = self.chains.iter().filter(ours).find(|chain| chain.rules.iter().any(drops))
+            else {
+                return Some(format!("no rule drops what is in the set {wanted}"));
+            };
+            let has_ports = |rule: &Rule| match rule {
+                Rule::JumpPorts { ports, .. } => self.set(ports).is_some_and(|set| !set.elements.is_empty()),
+                _ => true,
+            };
+            let leads = |rule: &Rule| rule.target() == Some(&chain.name) && has_ports(rule);
+            let gates = || self.chains.iter().filter(ours).filter(|gate| gate.rules.iter().any(leads));
+            let at = |hook: Hook| gates().any(|gate| gate.place == Place::At(hook));
+            if let Some(missing) = hooks.iter().find(|hook| !at(**hook)) {
+                return Some(format!("no chain at {} leads to the chain {}", missing.name(), chain.name));
+            }
+            if !Hook::ALL.into_iter().any(at) {
+                return Some(format!("no chain that the kernel calls leads to the chain {}", chain.name));
+            }
+        }
+        None
     }
 
     /// The bans that the table's elements are, of jails whose sets are named as ours.
@@ -94,12 +130,16 @@ impl Set {
 
     /// The jail whose bans the set holds; none for other sets.
     pub fn jail(&self) -> Option<JailName> {
-        let (suffix, key) =
-            if self.name.ends_with("_v4") { ("_v4", KeyType::Ipv4) } else { ("_v6", KeyType::Ipv6) };
+        let key = if self.name.ends_with("_v4") { KeyType::Ipv4 } else { KeyType::Ipv6 };
         if self.key != key || !self.timeout {
             return None;
         }
-        self.name.strip_suffix(suffix)?.parse().ok()
+        Set::jail_of(&self.name)
+    }
+
+    /// The jail whose bans a set of that name would hold.
+    pub fn jail_of(name: &str) -> Option<JailName> {
+        name.strip_suffix("_v4").or(name.strip_suffix("_v6"))?.parse().ok()
     }
 }
 
@@ -258,5 +298,50 @@ mod tests {
         assert_eq!(element(600_000, 0), (600_000, 1));
         assert_eq!(element(600_000, 600_001), (600_000, 600_000));
         assert_eq!(element(u64::MAX, u64::MAX), (TIMEOUT_MAX.as_millis(), TIMEOUT_MAX.as_millis()));
+    }
+    #[test]
+    fn a_table_that_lets_pass_is_told_from_one_that_drops() {
+        let jail: JailName = "sshd".parse().unwrap();
+        let ports = crate::model::Ports::Some([(crate::model::Protocol::Tcp, 22)].into());
+        let block = crate::model::Block::Reject;
+        let hooks: BTreeSet<Hook> = [Hook::Prerouting, Hook::Input].into();
+        let cell =
+            crate::model::Cell { jail: jail.clone(), ports, block, hooks: hooks.clone(), capacity: 10 };
+        let layout = crate::model::Layout { cells: vec![cell], ..crate::model::Layout::default() };
+        let whole = crate::nft::plan::wanted(&layout);
+        assert_eq!(whole.gap(&jail, &hooks), None);
+        let without = |change: &dyn Fn(&mut Table)| {
+            let mut table = whole.clone();
+            change(&mut table);
+            table.gap(&jail, &hooks).unwrap_or_default()
+        };
+        let chain = |name: &'static str| {
+            move |table: &mut Table, change: &dyn Fn(&mut Chain)| {
+                change(table.chains.iter_mut().find(|chain| chain.name == name).unwrap());
+            }
+        };
+        let (drops, gate) = (chain("jail_sshd"), chain("prerouting"));
+        let foreign = || Rule::Foreign("x".to_owned());
+        assert_eq!(
+            without(&|table| table.sets.retain(|set| set.name != "sshd_v6")),
+            "there is no set sshd_v6"
+        );
+        let no_rule = "no rule drops what is in the set sshd_v4";
+        assert_eq!(without(&|table| drops(table, &|chain| chain.rules.clear())), no_rule);
+        assert_eq!(without(&|table| drops(table, &|chain| chain.rules.insert(0, foreign()))), no_rule);
+        let uncalled = "no chain at prerouting leads to the chain jail_sshd";
+        assert_eq!(without(&|table| gate(table, &|chain| chain.rules.clear())), uncalled);
+        assert_eq!(without(&|table| gate(table, &|chain| chain.rules.push(foreign()))), uncalled);
+        assert_eq!(without(&|table| gate(table, &|chain| chain.place = Place::Jumped)), uncalled);
+        let no_ports = |table: &mut Table| {
+            let ports = table.sets.iter_mut().filter(|set| set.name == "sshd_ports");
+            ports.for_each(|set| set.elements.clear());
+        };
+        assert_eq!(without(&no_ports), uncalled);
+        let mut one = whole.clone();
+        gate(&mut one, &|chain| chain.rules.clear());
+        assert_eq!(one.gap(&jail, &BTreeSet::new()), None, "it is met at input");
+        one.chains.retain(|chain| chain.name != "input");
+        assert!(one.gap(&jail, &BTreeSet::new()).is_some());
     }
 }

@@ -14,8 +14,11 @@ pub const ELEMENTS_MAX: usize = 1_000;
 /// One message to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Creates the table with this comment where it does not exist.
-    AddTable(String),
+    /// Creates the table where it does not exist, and owns it from now on where that is asked for.
+    AddTable {
+        comment: String,
+        owned: bool,
+    },
     DeleteTable,
     AddCounter(Counter),
     DeleteCounter(String),
@@ -49,7 +52,7 @@ impl Operation {
     /// What the operation does, as part of a sentence: `deleting set sshd_v4`.
     pub fn doing(&self) -> String {
         match self {
-            Operation::AddTable(_) => format!("adding table inet {TABLE}"),
+            Operation::AddTable { .. } => format!("adding table inet {TABLE}"),
             Operation::DeleteTable => format!("deleting table inet {TABLE}"),
             Operation::AddCounter(counter) => format!("adding counter {}", counter.name),
             Operation::DeleteCounter(name) => format!("deleting counter {name}"),
@@ -129,7 +132,10 @@ impl fmt::Display for Transaction {
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Operation::AddTable(comment) => write!(f, "add table inet {TABLE} {{ comment \"{comment}\" ; }}"),
+            Operation::AddTable { comment, owned } => {
+                let flags = if *owned { "flags owner,persist ; " } else { "" };
+                write!(f, "add table inet {TABLE} {{ {flags}comment \"{comment}\" ; }}")
+            }
             Operation::DeleteTable => write!(f, "delete table inet {TABLE}"),
             Operation::AddCounter(Counter { name, dropped }) => {
                 let (packets, bytes) = (dropped.packets, dropped.bytes);

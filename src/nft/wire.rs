@@ -12,6 +12,8 @@ use crate::model::Hook;
 // Numbers of include/uapi/linux/netlink.h, netfilter/nfnetlink.h and netfilter/nf_tables.h.
 pub const NLM_F_REQUEST: u16 = 1;
 pub const NLM_F_DUMP: u16 = 0x300;
+pub const NFPROTO_UNSPEC: u8 = 0;
+pub const NFPROTO_INET: u8 = 1;
 pub const NFNL_SUBSYS_NFTABLES: u16 = 10;
 pub const NFT_MSG_NEWTABLE: u16 = 0;
 pub const NFT_MSG_GETTABLE: u16 = 1;
@@ -23,12 +25,14 @@ pub const NFT_MSG_NEWSET: u16 = 9;
 pub const NFT_MSG_GETSET: u16 = 10;
 pub const NFT_MSG_NEWSETELEM: u16 = 12;
 pub const NFT_MSG_GETSETELEM: u16 = 13;
+pub const NFT_MSG_DELSETELEM: u16 = 14;
 pub const NFT_MSG_NEWGEN: u16 = 15;
 pub const NFT_MSG_GETGEN: u16 = 16;
 pub const NFT_MSG_NEWOBJ: u16 = 18;
 pub const NFT_MSG_GETOBJ: u16 = 19;
 pub const NFT_MSG_GETFLOWTABLE: u16 = 23;
 pub const NFTA_TABLE_NAME: u16 = 1;
+pub const NFTA_TABLE_FLAGS: u16 = 2;
 pub const NFTA_TABLE_USERDATA: u16 = 6;
 pub const NFTA_CHAIN_NAME: u16 = 3;
 pub const NFTA_CHAIN_HOOK: u16 = 4;
@@ -46,6 +50,7 @@ pub const NFTA_SET_KEY_LEN: u16 = 5;
 pub const NFTA_SET_DESC: u16 = 9;
 pub const NFTA_SET_DESC_SIZE: u16 = 1;
 pub const NFTA_SET_USERDATA: u16 = 13;
+pub const NFTA_SET_COUNT: u16 = 20;
 pub const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 pub const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 pub const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
@@ -60,6 +65,8 @@ pub const NFTA_OBJ_DATA: u16 = 4;
 pub const NFTA_COUNTER_BYTES: u16 = 1;
 pub const NFTA_COUNTER_PACKETS: u16 = 2;
 pub const NFTA_DATA_VALUE: u16 = 1;
+pub const NFT_TABLE_F_OWNER: u32 = 0x2;
+pub const NFT_TABLE_F_PERSIST: u32 = 0x4;
 pub const NFT_SET_INTERVAL: u32 = 0x4;
 pub const NFT_SET_TIMEOUT: u32 = 0x10;
 pub const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
@@ -90,12 +97,10 @@ const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_DELCHAIN: u16 = 5;
 const NFT_MSG_DELRULE: u16 = 8;
 const NFT_MSG_DELSET: u16 = 11;
-const NFT_MSG_DELSETELEM: u16 = 14;
 const NFT_MSG_DELOBJ: u16 = 20;
 const NFTA_SET_ID: u16 = 10;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
-const NFPROTO_INET: u8 = 1;
 
 /// A transaction as bytes: BATCH_BEGIN, a message for each operation, BATCH_END, numbered in sequence.
 pub struct Batch {
@@ -122,6 +127,25 @@ impl Batch {
         }
         sequence = sequence.wrapping_add(1);
         writer.message(fence(NFNL_MSG_BATCH_END, sequence), |_| {});
+        Batch { bytes: writer.into_bytes(), first_sequence, starts }
+    }
+
+    /// Creates a table of that name as its owner and deletes it, which nobody sees.
+    pub fn owning(table: &str, first_sequence: u32) -> Batch {
+        let mut writer = Writer::default();
+        let numbered = |step| first_sequence.wrapping_add(step);
+        writer.message(fence(NFNL_MSG_BATCH_BEGIN, first_sequence), |_| {});
+        let mut starts = Vec::new();
+        for (step, kind, flags) in [(1, NFT_MSG_NEWTABLE, NLM_F_CREATE), (2, NFT_MSG_DELTABLE, 0)] {
+            starts.push(writer.position());
+            writer.message(head(kind, NLM_F_REQUEST | flags, numbered(step)), |writer| {
+                writer.text(NFTA_TABLE_NAME, table);
+                if kind == NFT_MSG_NEWTABLE {
+                    writer.be32(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
+                }
+            });
+        }
+        writer.message(fence(NFNL_MSG_BATCH_END, numbered(3)), |_| {});
         Batch { bytes: writer.into_bytes(), first_sequence, starts }
     }
 
@@ -158,10 +182,15 @@ impl Batch {
 }
 
 /// A request for one thing, or a dump of all of that kind.
-pub fn request(kind: u16, dump: bool, sequence: u32, body: impl FnOnce(&mut Writer)) -> Vec<u8> {
+pub fn request(
+    (family, kind): (u8, u16),
+    dump: bool,
+    sequence: u32,
+    body: impl FnOnce(&mut Writer),
+) -> Vec<u8> {
     let mut writer = Writer::default();
     let flags = if dump { NLM_F_REQUEST | NLM_F_DUMP } else { NLM_F_REQUEST };
-    writer.message(head(kind, flags, sequence), body);
+    writer.message(Head { family, ..head(kind, flags, sequence) }, body);
     writer.into_bytes()
 }
 
@@ -181,7 +210,7 @@ fn fence(kind: u16, sequence: u32) -> Head {
 
 fn kind(operation: &Operation) -> (u16, u16) {
     match operation {
-        Operation::AddTable(_) => (NFT_MSG_NEWTABLE, NLM_F_CREATE),
+        Operation::AddTable { .. } => (NFT_MSG_NEWTABLE, NLM_F_CREATE),
         Operation::DeleteTable => (NFT_MSG_DELTABLE, 0),
         Operation::AddCounter(_) => (NFT_MSG_NEWOBJ, NLM_F_CREATE),
         Operation::DeleteCounter(_) => (NFT_MSG_DELOBJ, 0),
@@ -204,7 +233,12 @@ fn write(writer: &mut Writer, operation: &Operation, set_id: u32) {
         _ => writer.text(NFTA_TABLE_NAME, TABLE),
     }
     match operation {
-        Operation::AddTable(comment) => writer.bytes(NFTA_TABLE_USERDATA, &note(NOTE_TABLE_COMMENT, comment)),
+        Operation::AddTable { comment, owned } => {
+            if *owned {
+                writer.be32(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
+            }
+            writer.bytes(NFTA_TABLE_USERDATA, &note(NOTE_TABLE_COMMENT, comment));
+        }
         Operation::AddCounter(counter) => write_counter(writer, counter),
         Operation::DeleteCounter(name) => {
             writer.text(NFTA_OBJ_NAME, name);
@@ -361,7 +395,7 @@ mod tests {
 
     fn batch(elements: Vec<Element>) -> Batch {
         let mut transaction = Transaction::default();
-        transaction.push(Operation::AddTable("x".to_owned()));
+        transaction.push(Operation::AddTable { comment: "x".to_owned(), owned: true });
         transaction.push(Operation::AddElements { set: "s".to_owned(), elements: elements.into() });
         Batch::new(&transaction, u32::MAX - 1)
     }

@@ -1,5 +1,6 @@
 //! Who hears what happened: for now the log of the agent itself.
 
+pub mod findings;
 pub mod message;
 pub mod screen;
 
@@ -10,6 +11,9 @@ pub fn log(event: &Event) {
     match event {
         Event::Failed { .. } | Event::Ignored { .. } | Event::Overdue { .. } | Event::Restored { .. } => {
             tracing::debug!("{}", message::text(event));
+        }
+        Event::Repaired { .. } | Event::PutBack { .. } | Event::Adopted { .. } => {
+            tracing::warn!("{}", message::text(event));
         }
         Event::Refused { .. } => tracing::error!("{}", message::text(event)),
         _ => tracing::info!("{}", message::text(event)),

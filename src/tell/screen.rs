@@ -3,7 +3,7 @@
 
 use crate::model::{Hook, Span, Timestamp};
 use crate::status::{
-    AutoStatus, BanStatus, IgnoredStatus, JailStatus, Replayed, SourceStatus, Status, brief,
+    AutoStatus, BanStatus, IgnoredStatus, JailStatus, Repairs, Replayed, SourceStatus, Status, brief,
 };
 
 /// So many of those who are spared by hand are named in the status.
@@ -17,6 +17,10 @@ pub fn status(status: &Status) -> String {
     }
     for trouble in &status.troubles {
         text += &format!("  {trouble}\n");
+    }
+    if let Repairs { total, last: Some(last), by: Some(by) } = &status.repairs {
+        let age = Span(status.now.since(*last));
+        text += &format!("  our table was put back {total} times, last {age} ago after a change by {by}\n");
     }
     if !status.ignored.is_empty() {
         let shown: Vec<String> = status.ignored.iter().take(IGNORED_SHOWN).map(brief).collect();
@@ -194,7 +198,10 @@ mod tests {
             version: "0.1.0".to_owned(),
             pid: 7,
             started: Timestamp::from_millis(0),
+            loaded: Timestamp::from_millis(0),
+            audited: None,
             now: Timestamp::from_millis(60_000),
+            repairs: Repairs::default(),
             pending: 0,
             jails: vec![JailStatus {
                 name: "sshd".parse().unwrap(),

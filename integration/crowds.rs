@@ -29,8 +29,9 @@ fn engine(user_addrs: Option<u32>) -> Engine {
         increment: None,
         ignoreip: Allow::default(),
         hears_bans: false,
+        prefix: None,
     };
-    Engine::new(vec![terms], vec![vec![Listener { jail: name, rule }]], Allow::default(), 7)
+    Engine::new(vec![terms], vec![vec![Listener { jail: name, rule, zone: None }]], Allow::default(), 7)
 }
 
 /// What follows from a line of sshd at a moment; the kernel takes every ban at once.

@@ -299,7 +299,7 @@ fn a_hundred_mebibytes_without_a_newline_cost_no_memory_and_hide_no_line() {
     let mut follower = follow(&path);
     let before_kib = resident_kib();
     let (lines, progress) = read_at(&mut follower, NOW, ALL);
-    assert_eq!((lines, progress.overlong), (vec!["before".to_owned(), "after".to_owned()], 1));
+    assert_eq!((lines, progress.overlong), (["before", "", "after"].map(str::to_owned).to_vec(), 1));
     // Other tests run in this process meanwhile, but none of them needs as much as the line is long.
     assert!(resident_kib().saturating_sub(before_kib) < 90 * 1024);
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use nftjail::jail::Jail;
 use nftjail::jail::bantime::{Growth, Increment};
+use nftjail::jail::prefix::PrefixLaw;
 use nftjail::jail::window::TARGETS_MAX;
 use nftjail::model::{Ban, Bantime, Target};
 use proptest::prelude::*;
@@ -33,6 +34,22 @@ const ADDRS: [&str; 9] = [
 const USERS: [&str; 2] = ["ann", "bob"];
 /// The first two are one.
 const PATHS: [&str; 4] = ["/a", "/a?b", "/b", "/c"];
+const SWARMS: [&[&str]; 3] = [
+    &["192.0.2.1", "192.0.2.2", "192.0.2.3"],
+    &["192.0.2.3", "192.0.2.77", "192.0.3.1"],
+    &["2001:db8:0:1::1", "2001:db8:0:2::1", "2001:db8:0:100::1"],
+];
+
+/// Banned by hand; some lie in others, and end or begin with them.
+const NETWORKS: [&str; 7] = [
+    "192.0.2.0/30",
+    "192.0.2.2/31",
+    "192.0.2.0/24",
+    "192.0.0.0/16",
+    "198.51.100.0/25",
+    "2001:db8::/56",
+    "2001:db8::/48",
+];
 
 const NETS: [&str; 5] =
     ["192.0.2.2/32", "192.0.2.2/31", "198.51.100.0/24", "2001:db8:0:1::1/128", "2001:db8:0:2::/64"];
@@ -49,6 +66,8 @@ fn target(addr: &str) -> Target {
 enum Step {
     Fail(&'static str, &'static str, Attempt, About, i64),
     Succeed(&'static str, &'static str, About, i64),
+    /// Neighbours, each of whom does enough to be banned.
+    Swarm(&'static str, &'static [&'static str]),
     Pass(u64),
     Turn(usize),
     Answer,
@@ -87,17 +106,19 @@ fn steps() -> impl Strategy<Value = Step> {
     let age = || prop_oneof![3 => Just(0), 1 => (-4i64..80).prop_map(|halves| halves * 500)];
     let some = |words: &'static [&'static str]| proptest::option::of(prop::sample::select(words));
     let about = || (some(&USERS), some(&PATHS)).prop_map(|(user, path)| About { user, path });
+    let whom = prop_oneof![addr(), prop::sample::select(&NETWORKS[..])];
     prop_oneof![
         40 => (jail(), addr(), attempt, about(), age())
             .prop_map(|(jail, addr, attempt, about, age)| Step::Fail(jail, addr, attempt, about, age)),
         6 => (jail(), addr(), about(), age())
             .prop_map(|(jail, addr, about, age)| Step::Succeed(jail, addr, about, age)),
+        6 => (jail(), prop::sample::select(&SWARMS[..])).prop_map(|(jail, swarm)| Step::Swarm(jail, swarm)),
         12 => (1u64..40).prop_map(|halves| Step::Pass(halves * 500)),
         1 => (1u64..400).prop_map(|halves| Step::Pass(halves * 500)),
         12 => (1usize..6).prop_map(Step::Turn),
         12 => Just(Step::Answer),
         1 => Just(Step::Refuse),
-        3 => (jail(), addr(), bantimes()).prop_map(|(jail, addr, length)| Step::Ban(jail, addr, length)),
+        3 => (jail(), whom, bantimes()).prop_map(|(jail, addr, length)| Step::Ban(jail, addr, length)),
         5 => any::<prop::sample::Index>().prop_map(Step::Release),
         1 => nets(2).prop_map(Step::Spare),
         1 => Just(Step::Restart),
@@ -122,11 +143,23 @@ fn increments() -> impl Strategy<Value = Increment> {
     )
 }
 
+fn prefixes() -> impl Strategy<Value = PrefixLaw> {
+    let v4 = prop::sample::subsequence(vec![30, 24, 16], 0..=3);
+    let v6 = prop::sample::subsequence(vec![63, 56, 48], 0..=3);
+    (v4, v6, 2u32..4, 1u64..100).prop_map(|(v4, v6, offenders, findtime)| PrefixLaw {
+        v4,
+        v6,
+        offenders,
+        findtime: seconds(findtime),
+    })
+}
+
 fn laws() -> impl Strategy<Value = Vec<Law>> {
     let counting = (
         prop::bool::weighted(0.3),
         proptest::option::of(1u32..4),
         proptest::option::weighted(0.8, (1u64..200).prop_map(seconds)),
+        proptest::option::weighted(0.7, prefixes()),
     );
     let law = (1u32..=6, 1u64..60, bantimes(), proptest::option::of(increments()), nets(1), counting);
     let law = law.prop_map(|(maxretry, findtime, bantime, increment, ignoreip, counting)| Law {
@@ -136,6 +169,7 @@ fn laws() -> impl Strategy<Value = Vec<Law>> {
         distinct: counting.0,
         user_addrs: counting.1,
         friend_for: counting.2,
+        prefix: counting.3,
         bantime,
         increment,
         ignoreip,
@@ -160,6 +194,10 @@ fn take(world: &mut World, step: Step) {
         Step::Fail("recidive", ..) | Step::Succeed("recidive", ..) => {}
         Step::Fail(jail, addr, attempt, about, age) => world.fail_as(jail, addr, attempt, about, age),
         Step::Succeed(jail, addr, about, age) => world.succeed(jail, addr, about, age),
+        Step::Swarm("recidive", _) => {}
+        Step::Swarm(jail, addrs) => {
+            addrs.iter().for_each(|addr| world.fail(jail, addr, Attempt::Count(6), 0))
+        }
         Step::Pass(ms) => world.pass(Duration::from_millis(ms)),
         Step::Turn(most) => world.turn(most),
         Step::Answer => world.answer(),
@@ -207,6 +245,7 @@ fn law(name: &'static str, maxretry: u32, findtime: Duration, bantime: Duration)
         increment: None,
         ignoreip: Vec::new(),
         hears_bans: name == "recidive",
+        prefix: None,
     }
 }
 

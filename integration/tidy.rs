@@ -7,19 +7,21 @@ use std::path::{Path, PathBuf};
 /// Each room, and the rooms it may import. A stage imports the nouns and nothing else.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("time", &[]),
-    ("model", &["time"]),
+    ("target", &[]),
+    ("model", &["time", "target"]),
     ("status", &["model"]),
     ("yaml", &[]),
     ("netlink", &[]),
     ("sockets", &["model", "netlink"]),
-    ("acquire", &["model"]),
+    ("acquire", &["model", "yaml"]),
     ("detect", &["model", "yaml"]),
     ("jail", &["model"]),
     ("nft", &["model"]),
     ("tell", &["model", "status"]),
     ("host", &["model", "netlink"]),
     ("bell", &[]),
-    ("engine", &["model", "detect", "jail"]),
+    ("probe", &["model"]),
+    ("engine", &["model", "detect", "jail", "probe"]),
     ("enforcer", &["model", "nft"]),
     ("sources", &["status", "model", "acquire", "bell"]),
     ("state", &["model"]),
@@ -28,11 +30,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheet", &["acquire", "model", "yaml", "host", "detect", "jail", "never", "ports"]),
     ("service", &["model"]),
     (
-        "config",
+        "resolve",
         &[
             "acquire", "status", "model", "yaml", "host", "detect", "jail", "never", "ports", "service",
             "sheet",
         ],
+    ),
+    (
+        "config",
+        &["acquire", "status", "model", "yaml", "host", "detect", "jail", "never", "resolve", "sheet"],
     ),
     ("control", &["status", "model"]),
     ("lab", &["model", "netlink"]),
@@ -41,14 +47,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "acquire", "model", "yaml", "detect", "jail", "nft", "tell", "bell", "engine", "enforcer",
             "sources", "sockets", "state", "config", "control", "host", "answers", "never", "spare",
-            "repair", "audit",
+            "repair", "audit", "saving",
         ],
     ),
     ("diagnosis", &["host", "model", "nft", "status"]),
     ("doctor", &["config", "control", "diagnosis", "host", "model", "nft", "status", "yaml"]),
     ("tun", &["lab", "model"]),
-    ("selftest", &["acquire", "config", "control", "detect", "host", "model", "nft", "tun", "yaml"]),
+    (
+        "selftest",
+        &["acquire", "resolve", "config", "control", "detect", "host", "model", "nft", "tun", "yaml"],
+    ),
     ("audit", &["daemon", "enforcer", "host", "jail", "model", "nft"]),
+    ("saving", &["config", "daemon", "host", "jail", "state"]),
     ("repair", &["control", "daemon", "enforcer", "engine", "host", "jail", "model", "nft", "status"]),
     (
         "reload",
@@ -57,16 +67,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("spare", &["daemon", "config", "control", "enforcer", "model", "jail", "never", "nft", "status"]),
     (
         "answers",
-        &["status", "model", "yaml", "jail", "tell", "engine", "config", "control", "host", "daemon"],
+        &["status", "model", "yaml", "jail", "tell", "engine", "resolve", "control", "host", "daemon"],
     ),
     ("trial", &["status", "model", "detect", "nft", "tell", "config", "control", "host", "lab"]),
+    ("check", &["acquire", "config", "host", "model", "tell", "yaml"]),
     ("matching", &["acquire", "detect", "host"]),
-    ("replay", &["status", "model", "acquire", "detect", "engine", "config"]),
+    ("replay", &["status", "model", "acquire", "detect", "engine", "config", "resolve"]),
     (
         "cli",
         &[
-            "matching", "replay", "model", "yaml", "acquire", "detect", "tell", "config", "control", "host",
-            "daemon", "never", "trial", "doctor", "nft", "selftest",
+            "check", "matching", "replay", "model", "yaml", "acquire", "detect", "tell", "config", "control",
+            "host", "daemon", "never", "trial", "doctor", "nft", "selftest",
         ],
     ),
     ("main", &["cli"]),
@@ -219,8 +230,15 @@ fn deciding_code_touches_neither_clock_nor_world() {
             assert!(!text.contains(word), "{} is marked pure but names {word}", path.display());
         }
     }
-    for file in ["model.rs", "engine.rs", "jail/mod.rs", "jail/window.rs", "jail/allow.rs", "tell/message.rs"]
-    {
+    for file in [
+        "model.rs",
+        "target.rs",
+        "engine.rs",
+        "jail/mod.rs",
+        "jail/window.rs",
+        "jail/allow.rs",
+        "tell/message.rs",
+    ] {
         let text = fs::read_to_string(root().join("src").join(file)).unwrap();
         assert!(text.contains("#![forbid(unsafe_code)]"), "{file} is to be pure");
     }

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 
 use tokio::sync::oneshot;
 
-use crate::config::JailConfig;
 use crate::control::{Asked, Failed, Request, Response, Whom, failed};
 use crate::daemon::{Daemon, Waiting};
 use crate::engine::Outcome;
 use crate::host;
 use crate::jail::Jail;
 use crate::model::{Ban, Bantime, Change, JailName, Span, Target};
+use crate::resolve::JailConfig;
 use crate::status::{BanStatus, BrokenStatus, JailStatus, Status};
 use crate::tell::message;
 use crate::yaml;
@@ -50,7 +50,6 @@ impl Daemon {
     }
 
     fn ask_kernel(&mut self, changes: Vec<Change>, done: String, answer: oneshot::Sender<Response>) {
-        changes.iter().for_each(|change| self.engine.handle_asked(change));
         if let Some(ticket) = self.follow(Outcome { changes, ..Outcome::default() }) {
             self.waiting.insert(ticket, Waiting { answer, done });
         }
@@ -97,6 +96,7 @@ impl Daemon {
             BrokenStatus { jail: name.clone(), why, banned }
         });
         let proxied = (0..self.sources.len()).filter_map(|source| self.proxied(source));
+        let skewed = (0..self.sources.len()).filter_map(|source| self.skewed(source));
         let listened = |name: &String| jails.iter().any(|jail| jail.sources.contains(name));
         Status {
             schema: 1,
@@ -119,6 +119,7 @@ impl Daemon {
                 .chain(self.config.known.troubles())
                 .cloned())
             .chain(proxied)
+            .chain(skewed)
             .collect(),
             jails,
         }
@@ -128,6 +129,11 @@ impl Daemon {
     pub(crate) fn proxied(&self, source: usize) -> Option<String> {
         let (addr, trusted) = self.engine.proxied(source)?;
         Some(message::proxied(&self.sources.name(source), addr, trusted))
+    }
+
+    /// What is wrong with a log that is written by another clock.
+    pub(crate) fn skewed(&self, source: usize) -> Option<String> {
+        Some(format!("{} {}", self.sources.name(source), self.engine.skew(source)?))
     }
 
     fn bans(&self, only: Option<&JailName>) -> Response {
@@ -155,26 +161,20 @@ impl Daemon {
     }
 
     fn ban(
-        &self,
+        &mut self,
         name: &JailName,
         targets: &[Target],
         bantime: Option<Bantime>,
     ) -> Result<(Vec<Change>, String), Box<Response>> {
         let jail = self.engine.jail(name).ok_or_else(|| Box::new(self.no_such_jail(name)))?;
         let bantime = bantime.unwrap_or(jail.terms().bantime);
-        let spared = |target: &Target| self.engine.spares(name, *target).map(|why| (*target, why));
-        if let Some((target, why)) = targets.iter().find_map(spared) {
-            let message = format!("{target} is never banned: {why}; nobody was banned");
-            return Err(Box::new(failed(Failed::Refused, message)));
-        }
-        let now = host::now();
-        let ban =
-            |target: &Target| Change::Ban(Ban { jail: name.clone(), target: *target, at: now, bantime });
+        let refused = |why| Box::new(failed(Failed::Refused, format!("{why}; nobody was banned")));
+        let changes = self.engine.handle_ban(name, targets, bantime, host::now()).map_err(refused)?;
         let whom = match targets {
             [only] => format!("{only} is"),
-            many => format!("{} addresses are", many.len()),
+            many => format!("{} targets are", many.len()),
         };
-        Ok((targets.iter().map(ban).collect(), format!("{whom} banned in {name} for {bantime}")))
+        Ok((changes, format!("{whom} banned in {name} for {bantime}")))
     }
 
     fn unban(&self, whom: &Whom, only: Option<&JailName>) -> Result<(Vec<Change>, String), Box<Response>> {
@@ -184,22 +184,29 @@ impl Daemon {
             return Err(Box::new(self.no_such_jail(name)));
         }
         let asked = |jail: &&Jail| only.is_none_or(|only| jail.terms().name == *only);
-        let held = self.engine.jails().iter().filter(asked).flat_map(Jail::bans);
+        let jails: Vec<&Jail> = self.engine.jails().iter().filter(asked).collect();
+        let held = jails.iter().flat_map(|jail| jail.bans().filter(|ban| !jail.is_taken_over(ban.target)));
         let lifted: Vec<&Ban> = held.filter(|ban| whom.covers(ban.target)).collect();
+        let around = around(&jails, whom);
         if lifted.is_empty() {
             let place = only.map_or_else(|| "any jail".to_owned(), |name| format!("the jail {name}"));
             let message = match whom {
-                Whom::Target(target) => format!("{target} is not banned in {place}"),
-                Whom::Net(net) => format!("nobody of {net} is banned in {place}"),
+                Whom::Target(target) if around.is_empty() => format!("{target} is not banned in {place}"),
+                Whom::Target(target) => format!("{target} itself is not banned in {place}{around}"),
+                Whom::Net(net) => format!("nobody of {net} is banned in {place}{around}"),
                 Whom::Everybody => format!("nobody is banned in {place}"),
             };
             return Err(Box::new(failed(Failed::NotFound, message)));
         }
         let names: BTreeSet<&str> = lifted.iter().map(|ban| ban.jail.as_str()).collect();
         let names = names.into_iter().collect::<Vec<_>>().join(", ");
-        let done = match whom {
-            Whom::Target(target) => format!("{target} is free again (was banned in {names})"),
-            _ => format!("{} bans were lifted ({names})", lifted.len()),
+        let done = match (whom, &lifted[..]) {
+            (Whom::Target(target), _) if around.is_empty() => {
+                format!("{target} is free again (was banned in {names})")
+            }
+            (Whom::Target(target), _) => format!("the ban of {target} itself was lifted ({names}){around}"),
+            (_, [only]) => format!("the ban of {} was lifted ({names}){around}", only.target),
+            (_, many) => format!("{} bans were lifted ({names}){around}", many.len()),
         };
         let release = |ban: &Ban| Change::Release { jail: ban.jail.clone(), target: ban.target };
         Ok((lifted.into_iter().map(release).collect(), done))
@@ -238,6 +245,20 @@ impl Daemon {
         tracing::info!("{done}");
         Response::Done(done)
     }
+}
+
+/// The wider networks that keep somebody out though he himself is not banned, and what frees them.
+fn around(jails: &[&Jail], whom: &Whom) -> String {
+    let target = match whom {
+        Whom::Target(target) => Some(*target),
+        Whom::Net(net) => Target::try_from(*net).ok(),
+        Whom::Everybody => None,
+    };
+    let around = |jail: &&Jail| {
+        let net = jail.banned_around(target?)?;
+        Some(format!("; but all of {net} is banned in {}: nftjail unban {net}", jail.terms().name))
+    };
+    jails.iter().filter_map(around).collect()
 }
 
 fn jail_status(jail: &Jail, config: &JailConfig) -> JailStatus {

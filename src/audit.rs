@@ -45,7 +45,8 @@ impl Audit {
         let bans: Vec<Ban> = first.chain(rest).take(SAMPLE.min(total)).cloned().collect();
         self.last = bans.last().map(|ban| (ban.jail.clone(), ban.target));
         let beyond = now.plus(ENDS_SOON);
-        let counts = jails.iter().map(|jail| (jail.terms().name.clone(), jail.bans_beyond(beyond))).collect();
+        let counts =
+            jails.iter().map(|jail| (jail.terms().name.clone(), jail.hosts_beyond(beyond))).collect();
         Sample { bans, counts, whole }
     }
 }
@@ -96,6 +97,7 @@ mod tests {
             increment: None,
             ignoreip: Allow::default(),
             hears_bans: false,
+            prefix: None,
         });
         for n in 0..bans {
             let target = format!("192.0.2.{n}").parse().unwrap();

@@ -1,6 +1,5 @@
 //! The verbs and their printing; the only file that knows exit codes.
 
-use std::fs::File;
 use std::io::{self, BufRead, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +10,7 @@ use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use crate::acquire::place::Place;
+use crate::check;
 use crate::config::{self, Config};
 use crate::control::{self, Failed, Request, Response, Unanswered, Whom};
 use crate::daemon;
@@ -51,6 +50,12 @@ enum Verb {
         /// How much to say: error, warn, info or debug
         #[arg(long, value_name = "LEVEL", default_value = "info")]
         log: tracing::Level,
+        /// Let one jail read standard input in place of its logs, and stop cleanly when that ends
+        #[arg(long, requires = "jail")]
+        stdin: bool,
+        /// The jail that reads standard input; a rule's name will do where nothing is configured
+        #[arg(long, value_name = "JAIL", requires = "stdin")]
+        jail: Option<JailName>,
         /// Let the clock run so many seconds off, as if it were then
         #[arg(long, hide = true, value_name = "SECONDS", default_value_t = 0, allow_negative_numbers = true)]
         clock_offset: i64,
@@ -69,10 +74,10 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Ban addresses by hand
+    /// Ban addresses or networks by hand
     Ban {
         jail: JailName,
-        #[arg(value_name = "ADDR", required_unless_present = "stdin")]
+        #[arg(value_name = "ADDR_OR_NET", required_unless_present = "stdin")]
         targets: Vec<Target>,
         /// For how long: 10m, 1h30m, 1w, forever; the jail's own bantime where left out
         #[arg(long = "for", value_name = "BANTIME")]
@@ -80,7 +85,7 @@ enum Verb {
         /// Read addresses from standard input, one in each line
         #[arg(long)]
         stdin: bool,
-        /// Even if this very session comes from there
+        /// Even if this very session comes from there, or a network is wider than /16 (IPv6: /32)
         #[arg(long)]
         force: bool,
     },
@@ -293,11 +298,11 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode, Trouble> {
     let Cli { config, socket, verb } = cli;
     match verb {
-        Verb::Run { state, log, clock_offset } => {
+        Verb::Run { state, log, stdin: _, jail, clock_offset } => {
             host::set_clock_offset(clock_offset);
-            watch(&daemon::Places { config, socket, state }, log)
+            watch(&daemon::Places { config, socket, state, stdin: jail }, log)
         }
-        Verb::Check => check(config.as_deref()),
+        Verb::Check => print(&check::run(config.as_deref()).map_err(Trouble::BadConfiguration)?),
         Verb::Status { jail, json } => {
             let answer = ask(&socket, &Request::Status { jail })?;
             let Response::Status(status) = answer else { return Err(astray()) };
@@ -311,6 +316,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
         Verb::Ban { jail, targets, bantime, stdin, force } => {
             let targets = targets_with(targets, stdin)?;
             if !force {
+                spare_too_many(&targets)?;
                 spare_this_session(&targets)?;
             }
             ban(&socket, &jail, &targets, bantime)
@@ -374,7 +380,7 @@ fn yes_or_no(yes: bool) -> ExitCode {
 fn comes_from(session: &str, target: Target) -> bool {
     // A link-local address names its interface too: fe80::1%eth0.
     let client = session.split([' ', '%']).next().and_then(|client| client.parse().ok());
-    client.is_some_and(|client| Target::of(client) == target)
+    client.is_some_and(|client| target.covers(Target::of(client)))
 }
 
 fn ask(socket: &Path, request: &Request) -> Result<Response, Trouble> {
@@ -417,6 +423,12 @@ fn targets_with(mut targets: Vec<Target>, stdin: bool) -> Result<Vec<Target>, Tr
     Ok(targets)
 }
 
+fn spare_too_many(targets: &[Target]) -> Result<(), Trouble> {
+    let Some(wide) = targets.iter().find(|target| target.needs_force()) else { return Ok(()) };
+    let why = "it is wider than /16 (IPv6: /32): say --force if you mean it";
+    Err(Trouble::Failed(format!("{wide} is not banned: {why}")))
+}
+
 fn spare_this_session(targets: &[Target]) -> Result<(), Trouble> {
     let session = std::env::var("SSH_CONNECTION").unwrap_or_default();
     match targets.iter().find(|target| comes_from(&session, **target)) {
@@ -451,40 +463,6 @@ fn bad_configuration(faults: Vec<Fault>) -> Trouble {
     Trouble::BadConfiguration(yaml::told(&faults))
 }
 
-fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
-    let config = Config::load(place, &Services::of_this_host()).map_err(bad_configuration)?;
-    let library =
-        config::library(&config::rules_dir(place)).map_err(|fault| bad_configuration(vec![fault]))?;
-    let bad: Vec<String> = library.check().iter().map(ToString::to_string).collect();
-    if !bad.is_empty() {
-        return Err(Trouble::BadConfiguration(format!("the rules are not in order\n{}", bad.join("\n"))));
-    }
-    let mut text = String::new();
-    for jail in &config.jails {
-        let name = &jail.terms.name;
-        for path in jail.logpath.iter().filter_map(Place::file) {
-            let state = match File::open(path) {
-                Ok(_) => "ok".to_owned(),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    "is not there yet, will be waited for".to_owned()
-                }
-                Err(error) => format!("cannot be read: {}", plain(&error)),
-            };
-            text += &format!("{name}: {} {state}\n", path.display());
-        }
-    }
-    if !config.auto.is_empty() {
-        text += &screen::auto(&config.auto);
-    }
-    let count = config.jails.len();
-    let rules = library.names().count();
-    text += &format!(
-        "{count} {} ok; {rules} rules prove themselves\n",
-        if count == 1 { "jail" } else { "jails" }
-    );
-    print(&text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -496,6 +474,9 @@ mod tests {
             ("203.0.113.9 50000 198.51.100.1 22", "198.51.100.1", false),
             ("2001:db8:66::9 50000 2001:db8:51::1 22", "2001:db8:66::/64", true),
             ("fe80::9%eth0 50000 fe80::1%eth0 22", "fe80::/64", true),
+            ("203.0.113.9 50000 198.51.100.1 22", "203.0.113.0/28", true),
+            ("203.0.113.9 50000 198.51.100.1 22", "203.0.113.16/28", false),
+            ("2001:db8:66::9 50000 2001:db8:51::1 22", "2001:db8::/32", true),
             ("", "203.0.113.9", false),
         ] {
             assert_eq!(comes_from(session, target.parse().unwrap()), wanted, "{session}");

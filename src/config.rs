@@ -1,26 +1,23 @@
 //! The configuration: read from YAML, merged over its files, resolved against the rules and this host.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
+use jiff::tz::TimeZone;
 
 use crate::acquire::place::Place;
-use crate::detect::{Library, NORMAL, Rule};
+use crate::detect::Library;
 use crate::host::Services;
 use crate::jail::Terms;
 use crate::jail::allow::Allow;
-use crate::model::{Bantime, Block, Cell, Hook, JailName, Kill, Layout, Ports, Span};
+use crate::model::{Cell, JailName, Layout};
 use crate::never::{Entry, Known};
-use crate::ports;
-use crate::service::{Traces, own_logs};
-use crate::sheet::{CAPACITY_MAX, Enabled, JailSheet, Keys, Sheet, fault, unreadable};
+use crate::resolve::{Broken, JailConfig, Resolved, give_stdin, resolve};
+use crate::sheet::{Sheet, unreadable};
 use crate::status::AutoStatus;
-use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
+use crate::yaml::{Fault, Many, Spanned};
 
 /// Where the configuration is read from when nothing else is said.
 pub const CONFIG_DIR: &str = "/etc/nftjail";
@@ -49,30 +46,6 @@ pub struct Config {
     pub files: Vec<PathBuf>,
 }
 
-#[derive(Clone, Debug)]
-pub struct JailConfig {
-    pub terms: Terms,
-    pub rule: Arc<Rule>,
-    pub mode: String,
-    pub logpath: Vec<Place>,
-    pub ports: Ports,
-    pub block: Block,
-    pub kill: Kill,
-    pub hooks: BTreeSet<Hook>,
-    pub capacity: u32,
-    /// As it is written; `terms.ignoreip` is what it stood for when it was read.
-    pub ignoreip: Vec<Entry>,
-}
-
-/// A jail that cannot run. The bans that it has go on, by what of it can be understood.
-#[derive(Clone, Debug)]
-pub struct Broken {
-    pub terms: Terms,
-    cell: Cell,
-    /// Not empty.
-    pub faults: Vec<Fault>,
-}
-
 /// Whom nobody bans, and where that is written: `FILE:LINE`.
 #[derive(Clone, Debug, Default)]
 pub struct List {
@@ -82,12 +55,8 @@ pub struct List {
 
 impl List {
     fn new(key: Option<Spanned<Many<Entry>>>, at: Option<String>) -> List {
-        List { entries: entries(key), at: at.unwrap_or_default() }
+        List { entries: key.map_or_else(Vec::new, |key| key.value.0), at: at.unwrap_or_default() }
     }
-}
-
-fn entries(key: Option<Spanned<Many<Entry>>>) -> Vec<Entry> {
-    key.map_or_else(Vec::new, |key| key.value.0)
 }
 
 impl Config {
@@ -95,15 +64,29 @@ impl Config {
     ///
     /// All faults are told at once. A folder without any file is no fault: the built-in sshd jail runs then.
     pub fn load(place: Option<&Path>, services: &Services) -> Result<Config, Vec<Fault>> {
-        let config = Config::load_sound(place, services)?;
+        Config::load_for(place, services, None)
+    }
+
+    /// The same, but this jail reads standard input in place of its logs. Where the files have no jails at all, it is
+    /// the only one, and named after its rule.
+    pub fn load_for(
+        place: Option<&Path>,
+        services: &Services,
+        stdin: Option<&JailName>,
+    ) -> Result<Config, Vec<Fault>> {
+        let config = Config::load_sound(place, services, stdin)?;
         match config.broken.is_empty() {
             true => Ok(config),
             false => Err(config.broken.into_iter().flat_map(|broken| broken.faults).collect()),
         }
     }
 
-    /// As [`Config::load`], but a jail that is not in order only stands in `broken`, as long as another can run.
-    pub fn load_sound(place: Option<&Path>, services: &Services) -> Result<Config, Vec<Fault>> {
+    /// The same, but a jail that is not in order only stands in `broken`, as long as another can run.
+    pub fn load_sound(
+        place: Option<&Path>,
+        services: &Services,
+        stdin: Option<&JailName>,
+    ) -> Result<Config, Vec<Fault>> {
         let files = files(place).map_err(|fault| vec![fault])?;
         let library = library(&rules_dir(place)).map_err(|fault| vec![fault])?;
         let mut faults = Vec::new();
@@ -117,6 +100,9 @@ impl Config {
         if !faults.is_empty() {
             faults.extend(sheet.jails.into_iter().flatten().flat_map(|(_, jail)| jail.faults));
             return Err(faults);
+        }
+        if let Some(name) = stdin {
+            give_stdin(&mut sheet, name)?;
         }
         let ignoreip = List::new(sheet.defaults.ignoreip.clone(), sheet.ignoreip_at.take());
         let trusted_proxies = List::new(sheet.defaults.trusted_proxies.clone(), sheet.trusted_at.take());
@@ -148,6 +134,12 @@ impl Config {
     pub fn terms(&self) -> Vec<Terms> {
         let sound = self.jails.iter().map(|jail| &jail.terms);
         sound.chain(self.broken.iter().map(|broken| &broken.terms)).cloned().collect()
+    }
+
+    /// The zone of the dates in a log, where one of its jails says it.
+    pub fn zone_of(&self, log: &Place) -> Option<&TimeZone> {
+        let mut heard = self.jails.iter().filter(|jail| jail.logpath.contains(log));
+        heard.find_map(|jail| jail.zone.as_ref())
     }
 
     /// Goes without what this kernel does not have.
@@ -236,189 +228,13 @@ fn files(place: Option<&Path>) -> Result<Vec<PathBuf>, Fault> {
     Ok(files)
 }
 
-/// The rule of the jail for those whom others ban again and again.
-const RECIDIVE: &str = "recidive";
-/// Five bans in a day ban for a week where the jail itself says nothing, as everybody knows it.
-const RECIDIVE_FINDTIME: Option<Text<Span>> = Some(Text(Span(Duration::from_secs(86_400))));
-const RECIDIVE_BANTIME: Option<Text<Bantime>> = Some(Text(Bantime::For(Duration::from_secs(7 * 86_400))));
-const TEN_MINUTES: Duration = Duration::from_secs(600);
-/// How many failures ban where neither jail, defaults nor rule say.
-const MAXRETRY: u32 = 5;
-/// Elements for each family of a jail: about 80 MB of kernel memory when it is full.
-const CAPACITY: u32 = 1 << 20;
-
-/// What the sheets come to.
-#[derive(Default)]
-struct Resolved {
-    jails: Vec<JailConfig>,
-    broken: Vec<Broken>,
-    auto: Vec<AutoStatus>,
-}
-
-fn resolve(sheet: Sheet, library: &Library, services: &Services) -> Resolved {
-    let built_in = || {
-        let name: JailName = "sshd".parse().expect("a jail's name");
-        let source = Arc::new(("built-in configuration".to_owned(), String::new()));
-        let (keys, place, faults) = (Keys::default(), Location::UNKNOWN, Vec::new());
-        BTreeMap::from([(name, JailSheet { keys, source, place, faults })])
-    };
-    let mut resolved = Resolved::default();
-    let traces = Traces::default();
-    for (name, mut jail) in sheet.jails.unwrap_or_else(built_in) {
-        // `ignoreip` of the defaults holds for every jail already, in the kernel too.
-        let keys = Keys { ignoreip: jail.keys.ignoreip.clone(), ..jail.keys.over(&sheet.defaults) };
-        let (enabled, names_log) = (keys.enabled.map(|key| key.0), keys.logpath.is_some());
-        if enabled == Some(Enabled::No) && jail.faults.is_empty() {
-            continue;
-        }
-        let sound = match jail.faults.is_empty() {
-            true => resolve_jail(&keys, &name, &jail.keys, library, services),
-            false => Err(None),
-        };
-        match sound {
-            Err(message) => {
-                jail.faults.extend(message.map(|message| fault(&jail.source, jail.place, message)));
-                resolved.broken.push(broken(&keys, name, jail, library, services));
-            }
-            Ok(sound) if enabled == Some(Enabled::Auto) => {
-                let trace = trace(&sound, names_log, &traces);
-                let on = trace.is_ok();
-                resolved.auto.push(AutoStatus { jail: name, on, why: trace.unwrap_or_else(|why| why) });
-                resolved.jails.extend(on.then_some(sound));
-            }
-            Ok(sound) => resolved.jails.push(sound),
-        }
-    }
-    resolved
-}
-
-/// What shows that the service of a jail is on this host, or that nothing does.
-fn trace(jail: &JailConfig, names_log: bool, traces: &Traces) -> Result<String, String> {
-    if jail.terms.hears_bans {
-        return Ok("it hears the other jails".to_owned());
-    }
-    let named = || jail.logpath.iter().filter_map(Place::file).map(Path::to_owned).collect();
-    let logs = if names_log { named() } else { own_logs(jail.rule.logpath()) };
-    traces.of(&logs, jail.rule.units(), &jail.ports)
-}
-
-fn rule_name(keys: &Keys, name: &JailName) -> String {
-    keys.rule.as_ref().map_or_else(|| name.to_string(), |rule| rule.value.clone())
-}
-
-/// `own` are the jail's keys without the defaults: what a rule asks for goes before those, since a scanner is
-/// known by its first request.
-fn resolve_jail(
-    keys: &Keys,
-    name: &JailName,
-    own: &Keys,
-    library: &Library,
-    services: &Services,
-) -> Result<JailConfig, Option<String>> {
-    let rule_name = rule_name(keys, name);
-    if !library.has(&rule_name) {
-        let names: Vec<&str> = library.names().collect();
-        let unknown = yaml::unknown("rule", &rule_name, &names);
-        return Err(Some(format!("{unknown} (a jail that is not named after its rule needs the key rule)")));
-    }
-    let mode = keys.mode.as_ref().map_or_else(|| NORMAL.to_owned(), |mode| mode.value.clone());
-    let rule = library
-        .compile(&rule_name, Some(&mode).filter(|mode| *mode != NORMAL).map(String::as_str))
-        .map_err(|bad| bad.to_string())?;
-    if keys.distinct.is_some() && !rule.names_paths() {
-        return Err(Some(format!(
-            "no pattern of the rule {rule_name} says which path was asked for, so distinct: path would count nothing \
-             as one: leave it out, or write a rule with <PATH>"
-        )));
-    }
-    // A jail recidive that names no log hears the bans of the other jails themselves.
-    let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none();
-    let logpath = match &keys.logpath {
-        Some(Many(paths)) => paths.clone(),
-        None if hears_bans => Vec::new(),
-        None => default_logpath(rule.logpath()),
-    };
-    if let Some(path) = logpath.iter().filter_map(Place::file).find(|path| !path.is_absolute()) {
-        let path = path.display();
-        return Err(Some(format!(
-            "logpath \"{path}\" does not name a file from the root: write /path/to/it"
-        )));
-    }
-    let ports = ports::ports(keys.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
-    let terms = terms(keys, name, own, rule.maxretry(), hears_bans);
-    let Cell { block, hooks, capacity, .. } = cell(keys, name, Ports::All);
-    let ignoreip = entries(keys.ignoreip.clone());
-    let kill = keys.kill.unwrap_or_default();
-    Ok(JailConfig {
-        terms,
-        rule: Arc::new(rule),
-        mode,
-        logpath,
-        ports,
-        block,
-        kill,
-        hooks,
-        capacity,
-        ignoreip,
-    })
-}
-
-fn terms(keys: &Keys, name: &JailName, own: &Keys, rule: Option<u32>, hears_bans: bool) -> Terms {
-    let (findtime, bantime) = match hears_bans {
-        true => (own.findtime.or(RECIDIVE_FINDTIME), own.bantime.or(RECIDIVE_BANTIME)),
-        false => (keys.findtime, keys.bantime),
-    };
-    let maxretry = number(&own.maxretry).or(rule).or(number(&keys.maxretry));
-    Terms {
-        name: name.clone(),
-        maxretry: maxretry.unwrap_or(MAXRETRY),
-        findtime: findtime.map_or(TEN_MINUTES, |span| span.0.0),
-        bantime: bantime.map_or(Bantime::For(TEN_MINUTES), |time| time.0),
-        increment: keys.increment.as_ref().and_then(|key| key.value.increment().ok()),
-        distinct: keys.distinct.is_some(),
-        user_addrs: keys.user_addrs(),
-        friend_for: keys.friend_for(),
-        ignoreip: Allow::default(),
-        hears_bans,
-    }
-}
-
-fn number(key: &Option<Spanned<u32>>) -> Option<u32> {
-    key.as_ref().map(|number| number.value)
-}
-
-fn cell(keys: &Keys, name: &JailName, ports: Ports) -> Cell {
-    let hooks = keys.hook.as_ref().map_or_else(BTreeSet::new, |hook| hook.value.0.iter().copied().collect());
-    Cell {
-        jail: name.clone(),
-        ports,
-        block: keys.block.unwrap_or_default(),
-        hooks: if hooks.is_empty() { [Hook::Prerouting].into() } else { hooks },
-        capacity: number(&keys.capacity).unwrap_or(CAPACITY).clamp(1, CAPACITY_MAX),
-    }
-}
-
-/// What is left of a jail that cannot run: its bans hold on its ports, or on all where those are not understood.
-fn broken(keys: &Keys, name: JailName, sheet: JailSheet, library: &Library, services: &Services) -> Broken {
-    let file = library.file(&rule_name(keys, &name)).ok();
-    let words = keys.port.as_ref().map(|port| &port.value.0).or(file.as_ref().map(|file| &file.port));
-    let ports = words.and_then(|words| ports::ports(words, services).ok()).unwrap_or(Ports::All);
-    let terms = terms(keys, &name, &sheet.keys, None, false);
-    Broken { terms, cell: cell(keys, &name, ports), faults: sheet.faults }
-}
-
-/// The first log that is there, since distributions differ; all of them where none is, to wait for.
-fn default_logpath(candidates: &[String]) -> Vec<Place> {
-    let candidates = || candidates.iter().map(|path| Place::File(path.into()));
-    match candidates().find(|place| place.file().is_some_and(Path::exists)) {
-        Some(place) => vec![place],
-        None => candidates().collect(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::jail::prefix::PrefixLaw;
+    use crate::model::Block;
 
     fn load(text: &str) -> Result<Config, Vec<Fault>> {
         let dir = tempfile::tempdir().unwrap();
@@ -468,7 +284,7 @@ mod tests {
                 "defaults: {count_by: [user]}\n",
                 1,
                 22,
-                "addresses are what is banned: write [addr, user] to count users as well",
+                "addresses are what is banned: write [addr, user] or [addr, prefix] to count others as well",
             ),
             ("defaults: {count_by: [addr, usr]}\n", 1, 29, "unknown word \"usr\": did you mean user?"),
             ("defaults: {user_addrs: 65}\n", 1, 24, "this must be from 1 to 64"),
@@ -482,6 +298,99 @@ mod tests {
             let fault = load(text).unwrap_err().remove(0);
             assert_eq!((fault.line, fault.column, fault.message.as_str()), (line, column, message));
         }
+    }
+
+    #[test]
+    fn a_zone_belongs_to_a_log() {
+        let zone = |text: &str, log: &str| load(text).unwrap().zone_of(&log.parse().unwrap()).cloned();
+        let jails = "jails: {sshd: {logpath: /a, tz: UTC}, sshd-slow: {rule: sshd, logpath: [/a, /b]}}";
+        assert_eq!(
+            (zone(jails, "/a"), zone(jails, "/b"), zone(jails, "/c")),
+            (Some(TimeZone::UTC), None, None)
+        );
+        let jails = "defaults: {tz: '+02:00'}\njails: {sshd: {logpath: /a}}";
+        assert_eq!(zone(jails, "/a"), Some(TimeZone::fixed(jiff::tz::offset(2))));
+        for (text, seconds) in [("+0200", 7200), ("-03:30", -12_600), ("+14:00", 50_400)] {
+            let jails = format!("jails: {{sshd: {{logpath: /a, tz: '{text}'}}}}");
+            let offset = jiff::tz::Offset::from_seconds(seconds).unwrap();
+            assert_eq!(zone(&jails, "/a"), Some(TimeZone::fixed(offset)));
+        }
+        let jails = "jails: {sshd: {logpath: /a, tz: Europe/Berlin}}";
+        assert_eq!(zone(jails, "/a"), Some(TimeZone::get("Europe/Berlin").unwrap()));
+    }
+
+    #[test]
+    fn a_zone_that_is_none_is_pointed_at() {
+        let told = |text: &str| load(text).unwrap_err()[0].clone();
+        let fault = told("jails:\n  sshd:\n    tz: Europe/Berln\n");
+        assert_eq!((fault.line, fault.column), (3, 9));
+        assert_eq!(fault.message, "unknown time zone \"Europe/Berln\": did you mean Europe/Berlin?");
+        for text in ["+2", "+25:00", "+02:60", "+2:000", "++200", "+", "Middle-earth/Bree", "\"\"", "é"] {
+            let fault = told(&format!("defaults: {{tz: {text}}}\n"));
+            assert!(
+                fault.message.contains("write a name such as Europe/Berlin"),
+                "{text}: {}",
+                fault.message
+            );
+        }
+    }
+
+    #[test]
+    fn a_command_is_a_source_beside_the_logs_that_are_named_or_alone() {
+        let places = |text: &str| -> Vec<String> {
+            load(text).unwrap().jails[0].logpath.iter().map(ToString::to_string).collect()
+        };
+        let command = "command: [podman, logs, --since, 0, web]";
+        assert_eq!(places(&format!("jails: {{sshd: {{{command}}}}}")), ["command:podman logs --since 0 web"]);
+        assert_eq!(
+            places(&format!("jails: {{sshd: {{logpath: /var/log/a, {command}}}}}")),
+            ["/var/log/a", "command:podman logs --since 0 web"]
+        );
+        let config = load(&format!("jails: {{recidive: {{{command}}}}}")).unwrap();
+        assert!(!config.jails[0].terms.hears_bans, "it reads what the command prints");
+    }
+
+    #[test]
+    fn a_command_for_a_shell_and_a_place_that_cannot_be_are_pointed_at() {
+        for (text, line, wanted) in [
+            (
+                "jails:\n  sshd:\n    command: podman logs web\n",
+                3,
+                "no shell reads this: write each word by itself",
+            ),
+            ("jails:\n  sshd:\n    command: []\n", 3, "name a program and its arguments"),
+            ("defaults:\n  command: [tail]\n", 2, "this belongs to a jail, not to defaults"),
+            ("jails:\n  sshd:\n    logpath:\n      - fifi:/run/x\n", 4, "did you mean fifo?"),
+            ("jails:\n  sshd:\n    logpath: udp:198.51.100.1:514\n", 3, "can be reached from other hosts"),
+        ] {
+            let fault = load(text).unwrap_err()[0].clone();
+            assert!(fault.line == line && fault.message.contains(wanted), "{fault}");
+        }
+    }
+
+    #[test]
+    fn a_log_cannot_be_in_two_zones() {
+        let text =
+            "jails:\n  sshd: {logpath: /a, tz: UTC}\n  sshd-slow: {rule: sshd, logpath: /a, tz: '+01:00'}\n";
+        let fault = load(text).unwrap_err()[0].clone();
+        assert_eq!(fault.line, 3);
+        let wanted = "/a cannot be in two time zones: give this jail the same tz as sshd, or none";
+        assert_eq!(fault.message, wanted);
+    }
+
+    #[test]
+    fn networks_are_banned_by_the_jails_that_count_by_them() {
+        let law = |text: &str| load(text).unwrap().jails[0].terms.prefix.clone();
+        assert_eq!(law("jails: {sshd: {port: 22}}"), None);
+        let counts = "count_by: [addr, prefix]";
+        let usual = law(&format!("jails: {{sshd: {{port: 22, {counts}}}}}")).unwrap();
+        assert_eq!((&usual.v4[..], &usual.v6[..], usual.offenders), (&[24][..], &[56, 48][..], 16));
+        let own = "prefix: {v4: [12, 24], v6: 32, offenders: 3, findtime: 1h, force: true}";
+        let law_of = |jail: &str| law(&format!("defaults: {{{own}}}\njails: {{sshd: {{port: 22{jail}}}}}"));
+        let findtime = Duration::from_secs(3_600);
+        let wanted = PrefixLaw { v4: vec![12, 24], v6: vec![32], offenders: 3, findtime };
+        assert_eq!(law_of(&format!(", {counts}")), Some(wanted));
+        assert_eq!(law_of(""), None);
     }
 
     #[test]

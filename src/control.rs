@@ -96,9 +96,11 @@ impl FromStr for Whom {
 
     /// An address, or a network; `everybody` has a word of its own on the command line.
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse::<Target>() {
-            Ok(target) => Ok(Whom::Target(target)),
-            Err(why) => text.parse::<IpNet>().map(|net| Whom::Net(net.trunc())).map_err(|_| why),
+        match (text.parse::<Target>(), text.parse::<IpNet>()) {
+            (Ok(target), _) if !target.is_network() => Ok(Whom::Target(target)),
+            (_, Ok(net)) => Ok(Whom::Net(net.trunc())),
+            (Ok(target), _) => Ok(Whom::Target(target)),
+            (Err(why), _) => Err(why),
         }
     }
 }
@@ -308,7 +310,7 @@ mod tests {
         assert!(covers("192.0.2.0/24", "192.0.2.2") && !covers("192.0.2.0/24", "192.0.3.2"));
         assert!(covers("2001:db8::/32", "2001:db8:1::/64") && !covers("2001:db8::/32", "192.0.2.1"));
         assert!(covers("2001:db8::7", "2001:db8::/64"));
-        assert!("soon".parse::<Whom>().unwrap_err().contains("not an IP address"));
+        assert!("soon".parse::<Whom>().unwrap_err().contains("not an IP address or network"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,16 +22,16 @@ use crate::detect::{self, Clock};
 use crate::enforcer::{Done, Enforcer, Restore};
 use crate::engine::{Engine, Listener, Outcome};
 use crate::host::{self, AddressWatch, Services};
-use crate::jail::FORGET;
-use crate::model::{Ban, Change, Event, Kill, Timestamp, plain};
+use crate::model::{Ban, Change, Event, JailName, Kill, Timestamp, plain};
 use crate::never;
 use crate::nft::Refusal;
 use crate::nft::netlink::Netlink;
 use crate::nft::news::News;
 use crate::repair::Repairs;
+use crate::saving::open_state;
 use crate::sockets::{Cut, Cutter};
 use crate::sources::{DateOf, Sources};
-use crate::state::{Saved, State, Step};
+use crate::state::{State, Step};
 use crate::tell;
 use crate::yaml::{self, Fault};
 
@@ -41,6 +41,8 @@ pub struct Places {
     pub config: Option<PathBuf>,
     pub socket: PathBuf,
     pub state: PathBuf,
+    /// The jail that reads our standard input in place of its logs; when that ends, so do we.
+    pub stdin: Option<JailName>,
 }
 
 /// Why the agent did not start, or ended.
@@ -51,7 +53,8 @@ pub enum Stopped {
     Failed(String),
 }
 
-/// Runs until it is told to stop (SIGINT, SIGTERM). Bans stay in the kernel.
+/// Runs until it is told to stop (SIGINT, SIGTERM), or to the end of the standard input it reads. Bans stay in the
+/// kernel.
 pub fn run(places: &Places) -> Result<(), Stopped> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -69,10 +72,6 @@ pub fn run(places: &Places) -> Result<(), Stopped> {
 const PENDING_MAX: usize = 50_000;
 /// So many bytes of each log are read before others get their turn.
 const TURN_BYTES: usize = 1 << 20;
-/// An offender is kept in the state until so many bans are forgotten.
-const OFFENCES_REMEMBERED: u32 = 20;
-/// Positions and failures are saved this long after they changed.
-const SAVE_AFTER: Duration = Duration::from_secs(1);
 
 /// The running agent.
 pub struct Daemon {
@@ -90,10 +89,10 @@ pub struct Daemon {
     cutter: Cutter,
     pub(crate) state: Option<State>,
     /// What the kernel took since the last save.
-    taken: Vec<Change>,
-    save_at: Option<Instant>,
+    pub(crate) taken: Vec<Change>,
+    pub(crate) save_at: Option<Instant>,
     /// A step that the state had no time for yet.
-    unsaved: Option<Box<Step>>,
+    pub(crate) unsaved: Option<Box<Step>>,
     /// Changes on their way to the kernel.
     pub(crate) pending: usize,
     tickets: u64,
@@ -132,8 +131,9 @@ struct Wakers {
 impl Daemon {
     async fn start(places: &Places) -> Result<(Daemon, Wakers, JoinHandle<()>), Stopped> {
         let loaded = host::now();
-        let mut config = Config::load_sound(places.config.as_deref(), &Services::of_this_host())
-            .map_err(bad_configuration)?;
+        let (place, services) = (places.config.as_deref(), Services::of_this_host());
+        let mut config =
+            Config::load_sound(place, &services, places.stdin.as_ref()).map_err(bad_configuration)?;
         for broken in &config.broken {
             let name = &broken.terms.name;
             broken.faults.iter().for_each(|why| tracing::error!("{name} does not run, the others do: {why}"));
@@ -158,7 +158,7 @@ impl Daemon {
         restore(&mut engine, standing);
         let zone = TimeZone::system();
         let backlog = longest_findtime(&config);
-        let sources = Sources::open(&logs, &saved.positions, backlog, host::now(), &date_of(&zone))
+        let sources = Sources::open(&logs, &saved.positions, backlog, host::now(), &date_of(&config, &zone))
             .map_err(|error| Stopped::Failed(plain(&error)))?;
 
         let (ask, questions) = mpsc::channel(16);
@@ -196,7 +196,13 @@ impl Daemon {
     async fn run(mut self, mut wakers: Wakers) {
         self.spare();
         loop {
-            let more = self.may_read() && self.read_logs();
+            // While nothing may be read, what comes in wakes nobody.
+            let may_read = self.may_read();
+            let more = may_read && self.read_logs();
+            if self.sources.have_ended() {
+                tracing::info!("standard input ended, all of it was read");
+                break;
+            }
             let wake_at = self.wake_at();
             tokio::select! {
                 biased;
@@ -220,7 +226,7 @@ impl Daemon {
                     }
                 }
                 Some(news) = self.watch.news() => self.handle_news(news).await,
-                () = self.sources.changed() => {}
+                () = self.sources.changed(), if may_read => {}
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
                 () = tokio::task::yield_now(), if more => {}
             }
@@ -239,23 +245,26 @@ impl Daemon {
         self.pending < PENDING_MAX && (self.pending == 0 || !self.save_is_due())
     }
 
-    fn save_is_due(&self) -> bool {
-        self.save_at.is_some_and(|at| at <= Instant::now())
-    }
-
     /// Reads what is new in the logs, and asks the kernel for what follows. True where more waits.
     fn read_logs(&mut self) -> bool {
         let now = host::now();
         let mut out = Outcome::default();
+        let mut skewed = Vec::new();
         let Daemon { sources, engine, zone, .. } = self;
         let read = sources.read(now, TURN_BYTES, |source, line| {
             let clock = if line.fresh { Clock::Arrived(now) } else { Clock::Written { now, zone } };
             engine.handle_line(source, line.text, clock, now, &mut out);
+            if line.fresh && engine.compare_clocks(source, line.text, now, zone) {
+                skewed.push(source);
+            }
         });
         if read.lines > 0 {
             self.schedule_save();
         }
         self.follow(out);
+        for source in skewed {
+            self.skewed(source).into_iter().for_each(|trouble| tracing::warn!("{trouble}"));
+        }
         for source in self.engine.take_proxied() {
             self.proxied(source).into_iter().for_each(|trouble| tracing::warn!("{trouble}"));
         }
@@ -338,38 +347,6 @@ impl Daemon {
         self.save_at = Some(Instant::now());
     }
 
-    fn schedule_save(&mut self) {
-        // Also where no state can be kept: what waits to be saved would only grow.
-        self.save_at.get_or_insert_with(|| Instant::now() + SAVE_AFTER);
-    }
-
-    /// One consistent step for the state: positions, failures, and what the kernel took.
-    fn step(&mut self) -> Step {
-        let now = host::now();
-        Step {
-            positions: self.sources.positions(),
-            memories: self.engine.take_unsaved(),
-            changes: std::mem::take(&mut self.taken),
-            ignored: self.ignored.clone(),
-            stale_failures: now.minus(longest_findtime(&self.config)),
-            stale_offenders: now.minus(longest_memory(&self.config)),
-            stale_friends: now.minus(longest_friendship(&self.config)),
-            now,
-        }
-    }
-
-    /// Without a state to keep it, what is to be saved is let go, so that it does not pile up.
-    fn save(&mut self) {
-        self.save_at = None;
-        let step = self.unsaved.take().unwrap_or_else(|| Box::new(self.step()));
-        if let Some(state) = &self.state
-            && let Err(step) = state.save(*step)
-        {
-            self.unsaved = Some(step);
-            self.schedule_save();
-        }
-    }
-
     /// Waits for what is on its way to the kernel, and saves it all.
     async fn stop(mut self, mut wakers: Wakers) {
         while self.pending > 0
@@ -408,22 +385,8 @@ impl Wakers {
     }
 }
 
-fn open_state(dir: &Path) -> (Option<State>, Saved, Vec<String>) {
-    match State::open(dir) {
-        Ok((state, saved)) => {
-            let mut troubles = Vec::new();
-            if let Some(aside) = &saved.set_aside {
-                troubles.push(format!("the state was damaged and is put aside as {}", aside.display()));
-                tracing::error!("{}", troubles[0]);
-            }
-            (Some(state), saved, troubles)
-        }
-        Err(why) => {
-            let trouble = format!("{why}; bans go on, but a restart will not know where it stopped");
-            tracing::error!("{trouble}");
-            (None, Saved::default(), vec![trouble])
-        }
-    }
+pub(crate) fn load(places: &Places) -> Result<Config, Vec<Fault>> {
+    Config::load_for(places.config.as_deref(), &Services::of_this_host(), places.stdin.as_ref())
 }
 
 fn restore(engine: &mut Engine, standing: Vec<Ban>) {
@@ -441,31 +404,25 @@ pub(crate) fn listeners(config: &Config) -> (Vec<Place>, Vec<Vec<Listener>>) {
     let mut by_place: BTreeMap<&Place, Vec<Listener>> = BTreeMap::new();
     for jail in &config.jails {
         for place in &jail.logpath {
-            let listener = Listener { jail: jail.terms.name.clone(), rule: jail.rule.clone() };
+            let (rule, zone) = (jail.rule.clone(), jail.zone.clone());
+            let listener = Listener { jail: jail.terms.name.clone(), rule, zone };
             by_place.entry(place).or_default().push(listener);
         }
     }
     by_place.into_iter().map(|(place, listeners)| (place.clone(), listeners)).unzip()
 }
 
-pub(crate) fn date_of(zone: &TimeZone) -> DateOf {
+/// `zone` is this host's, for logs without one of their own.
+pub(crate) fn date_of(config: &Config, zone: &TimeZone) -> DateOf {
     let zone = zone.clone();
-    Arc::new(move |line| detect::date_of(line, host::now(), &zone))
+    let of = |place: &Place| Some((place.clone(), config.zone_of(place)?.clone()));
+    let own: BTreeMap<Place, TimeZone> =
+        config.jails.iter().flat_map(|jail| &jail.logpath).filter_map(of).collect();
+    Arc::new(move |place, line| detect::date_of(line, host::now(), own.get(place).unwrap_or(&zone)))
 }
 
 pub(crate) fn longest_findtime(config: &Config) -> Duration {
     config.terms().iter().map(|terms| terms.findtime).max().unwrap_or_default()
-}
-
-fn longest_friendship(config: &Config) -> Duration {
-    config.terms().iter().filter_map(|terms| terms.friend_for).max().unwrap_or_default()
-}
-
-/// How long it takes at most until the bans of an offender are all forgotten.
-fn longest_memory(config: &Config) -> Duration {
-    let forget =
-        config.terms().into_iter().filter_map(|terms| terms.increment).map(|increment| increment.forget);
-    forget.max().unwrap_or(FORGET).saturating_mul(OFFENCES_REMEMBERED)
 }
 
 fn bad_configuration(faults: Vec<Fault>) -> Stopped {

@@ -78,7 +78,10 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     found.push(ok("kernel", format!("Linux {}{features}", facts.release)));
     if !facts.legacy.is_empty() {
         let tables = facts.legacy.join(", ");
-        found.push(ok("iptables", format!("old tables are in use ({tables}); they come after our hook")));
+        found.push(ok(
+            "iptables",
+            format!("old tables are in use ({tables}): what they accept is no way past us"),
+        ));
     }
     match &facts.links {
         Ok(links) => of_links(links, &mut found),
@@ -440,7 +443,15 @@ mod tests {
 
     fn source(name: &str) -> SourceStatus {
         let state = "following".to_owned();
-        SourceStatus { name: name.to_owned(), state, lines: 1, behind: 0, last_line: Some(ago(3)) }
+        SourceStatus {
+            name: name.to_owned(),
+            state,
+            lines: 1,
+            behind: 0,
+            lost: 0,
+            overlong: 0,
+            last_line: Some(ago(3)),
+        }
     }
 
     fn facts() -> Facts {

@@ -1,13 +1,13 @@
 //! Owns the firewall on a thread of its own: one transaction a turn, refusals by name, nothing believed unasked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::model::{Ban, Bantime, Change, Dropped, JailName, Layout, Timestamp};
+use crate::model::{Ban, Bantime, Change, Dropped, JailName, Layout, Target, Timestamp};
 use crate::nft::news::Damage;
 use crate::nft::plan;
 use crate::nft::table::Standing;
@@ -82,7 +82,7 @@ impl Enforcer {
     }
 
     /// Makes the kernel hold `layout`. Returns the bans of an earlier agent that stand in it, and the restored, after
-    /// [`Restore::AfterReboot`]; otherwise none.
+    /// [`Restore::AfterReboot`]; otherwise the networks that stand in it and are not among the bans to put in.
     pub async fn install(&self, layout: Layout, restore: Restore) -> Result<Vec<Ban>, Refusal> {
         let (reply, answer) = oneshot::channel();
         self.send(Job::Install { layout, restore, reply });
@@ -202,23 +202,21 @@ impl Worker {
                 return (verdicts, lost);
             };
             let is_full = matches!(refusal, Refusal::Full { .. });
+            let overlaps = matches!(refusal, Refusal::Overlaps { .. });
             let key = |change: &Change| (change.jail().clone(), change.target());
             match &asked[first] {
-                // Only what is not in a full set cannot be released from it: the release is true already, and with
-                // it what was asked for the same target before.
-                release @ Change::Release { .. } if is_full => {
+                // Only what is not in a full set, or overlaps what is, cannot be released from it: the release is true
+                // already, and with it what was asked for the same target before.
+                release @ Change::Release { .. } if is_full || overlaps => {
                     let last = left[first];
                     left.retain(|index| *index > last || key(&changes[*index]) != key(release));
                 }
                 // A full set refuses one ban after the other: leaving out twice as many each time ends soon.
-                refused => {
-                    let alike = |change: &Change| {
-                        matches!(change, Change::Ban(_)) == matches!(refused, Change::Ban(_))
-                            && change.jail() == refused.jail()
-                            && change.target().is_v4() == refused.target().is_v4()
-                    };
-                    let refused = (first..asked.len()).filter(|index| alike(&asked[*index])).take(at_once);
-                    refused.for_each(|index| verdicts[left[index]] = why.clone());
+                _ => {
+                    let most = if overlaps { 1 } else { at_once };
+                    for index in refused_with(&asked, first, most) {
+                        verdicts[left[index]] = why.clone();
+                    }
                     left.retain(|index| verdicts[*index].is_none());
                     at_once *= 2;
                 }
@@ -235,6 +233,14 @@ impl Worker {
         let lasting = |bans: &[Ban]| -> Vec<Standing> {
             bans.iter().filter(|ban| wanted(&ban.jail)).filter_map(|ban| left(ban, now)).collect()
         };
+        // Networks are read even where hosts are not.
+        let strangers = |bans: &[Ban]| -> Vec<Ban> {
+            let known: BTreeSet<(&JailName, Target)> =
+                bans.iter().map(|ban| (&ban.jail, ban.target)).collect();
+            let held = found.iter().flat_map(|table| table.standing());
+            let nets = held.filter(|ban| ban.target.is_network() && wanted(&ban.jail));
+            nets.filter(|net| !known.contains(&(&net.jail, net.target))).map(|net| ban(&net, now)).collect()
+        };
         match restore {
             Restore::AfterReboot(bans) => {
                 let kept: Vec<Standing> = match &found {
@@ -246,14 +252,14 @@ impl Worker {
             }
             Restore::Lost(bans) => {
                 self.firewall.commit(&plan::mend(layout, found.as_ref(), lasting(bans)))?;
-                Ok(Vec::new())
+                Ok(strangers(bans))
             }
             Restore::All(bans) => {
                 self.firewall.commit(&plan::mend(layout, found.as_ref(), lasting(bans)))?;
                 let again: Vec<Change> = bans.iter().cloned().map(Change::Ban).collect();
                 // What a full set refuses now, the next audit finds missing.
                 again.chunks(TURN_CHANGES_MAX).for_each(|some| drop(self.commit(some)));
-                Ok(Vec::new())
+                Ok(strangers(bans))
             }
         }
     }
@@ -295,6 +301,26 @@ fn alike(held: Option<Duration>, believed: Option<Duration>) -> bool {
         (Some(held), Some(believed)) => held.abs_diff(believed) <= TIMER_DIFFERS,
         (held, believed) => held == believed,
     }
+}
+
+/// Which changes to leave out where `first` was refused: it, and as many of its kind after it as `most` says. Those
+/// that a refused network was to take over are not released either.
+fn refused_with(asked: &[Change], first: usize, most: usize) -> Vec<usize> {
+    let is_ban = |change: &Change| matches!(change, Change::Ban(_));
+    let kind = |change: &Change| (is_ban(change), plan::set_name(change.jail(), change.target()));
+    let alike = |index: &usize| kind(&asked[*index]) == kind(&asked[first]);
+    let mut refused: Vec<usize> = (first..asked.len()).filter(alike).take(most).collect();
+    let nets: Vec<Target> =
+        refused.iter().map(|index| asked[*index].target()).filter(|target| target.is_network()).collect();
+    let stays = |index: &usize| {
+        let change = &asked[*index];
+        !is_ban(change)
+            && change.jail() == asked[first].jail()
+            && change.target().is_network()
+            && nets.iter().any(|net| net.covers(change.target()))
+    };
+    refused.extend((0..asked.len()).filter(stays));
+    refused
 }
 
 /// What is left of a ban; none where it is over.
@@ -405,6 +431,68 @@ mod tests {
         assert_eq!((second.taken, second.refused), (asked, Vec::new()));
         let table = worker.firewall.table(true).unwrap().unwrap();
         assert_eq!(table.standing().count(), 3, "and nothing was put in on the way");
+    }
+
+    fn net(target: &str, seconds: Option<u64>) -> Change {
+        let (jail, target) = ("sshd".parse().unwrap(), target.parse().unwrap());
+        let ban = |seconds| Ban {
+            jail: "sshd".parse().unwrap(),
+            target,
+            at: now(),
+            bantime: Bantime::For(Duration::from_secs(seconds)),
+        };
+        seconds.map_or(Change::Release { jail, target }, |seconds| Change::Ban(ban(seconds)))
+    }
+
+    #[test]
+    fn a_network_takes_others_over_or_leaves_them_all() {
+        let (mut worker, mut answers) = worker(3);
+        let nothing = channel().1;
+        let narrow = [net("192.0.2.0/26", Some(60)), net("192.0.2.128/26", Some(60))];
+        worker.turn(&nothing, 1, narrow.to_vec());
+        let wide = [net("192.0.2.0/26", None), net("192.0.2.128/26", None), net("192.0.2.0/24", Some(60))];
+        worker.turn(&nothing, 2, wide.to_vec());
+        // What is already gone for the sake of a wider one is released without harm to that.
+        worker.turn(&nothing, 3, vec![net("192.0.2.0/26", None)]);
+        worker.turn(&nothing, 4, vec![net("203.0.113.0/26", Some(60))]);
+        // Nobody told that the first is there: the second cannot be taken, and takes nothing with it.
+        worker.turn(
+            &nothing,
+            5,
+            vec![
+                net("203.0.113.64/26", None),
+                net("203.0.113.0/24", Some(60)),
+                net("203.0.113.0/26", Some(90)),
+            ],
+        );
+        let done: Vec<Done> = (0..5).map(|_| answers.try_recv().unwrap()).collect();
+        assert!(done[..4].iter().all(|done| done.refused.is_empty()));
+        let refused: Vec<Target> = done[4].refused.iter().map(|(change, _)| change.target()).collect();
+        assert_eq!(refused, [net("203.0.113.64/26", None).target(), net("203.0.113.0/24", None).target()]);
+        assert_eq!(done[4].refused[0].1, "set sshd_v4_nets holds a network that overlaps it");
+        assert_eq!(done[4].taken, [net("203.0.113.0/26", Some(90))]);
+        let table = worker.firewall.table(true).unwrap().unwrap();
+        let held: Vec<String> =
+            table.standing().map(|ban| format!("{} {:?}", ban.target, ban.timeout.unwrap())).collect();
+        assert_eq!(held, ["192.0.2.0/24 60s", "203.0.113.0/26 90s"]);
+    }
+
+    #[test]
+    fn a_network_that_is_missed_does_not_come_back_into_one_that_took_it_over() {
+        let (mut worker, _answers) = worker(3);
+        worker.turn(&channel().1, 1, vec![net("192.0.2.0/24", Some(60))]);
+        let bans =
+            ["192.0.2.0/26", "192.0.0.0/16", "203.0.113.0/24"].map(|target| match net(target, Some(60)) {
+                Change::Ban(ban) => ban,
+                Change::Release { .. } => unreachable!(),
+            });
+        let strangers = worker.install(&layout(3), &Restore::Lost(bans.to_vec())).unwrap();
+        let text = |target: Target| target.to_string();
+        let strangers: Vec<String> = strangers.iter().map(|ban| text(ban.target)).collect();
+        assert_eq!(strangers, ["192.0.2.0/24"], "what is not believed is told");
+        let table = worker.firewall.table(false).unwrap().unwrap();
+        let held: Vec<String> = table.standing().map(|ban| text(ban.target)).collect();
+        assert_eq!(held, ["192.0.2.0/24", "203.0.113.0/24"]);
     }
 
     #[test]

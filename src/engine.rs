@@ -5,17 +5,22 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Duration;
 
+use jiff::tz::TimeZone;
+
+use crate::detect::skew::Skew;
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
-use crate::jail::allow::{Allow, is_internal, is_unbannable};
+use crate::jail::allow::{Allow, is_internal};
 use crate::jail::{Jail, Terms, Verdict};
 use crate::model::{Ban, Bantime, Change, Event, Failure, JailName, Mark, Memory, Target, Timestamp};
+use crate::probe::{PROBED, Probes};
 
 /// Which jails listen to one source, and with which rules.
 pub struct Listener {
     pub jail: JailName,
     pub rule: Arc<Rule>,
+    /// The zone of the source, where the jail knows it.
+    pub zone: Option<TimeZone>,
 }
 
 /// What follows from an input: changes to ask the kernel for, and what to tell.
@@ -37,33 +42,16 @@ pub struct Engine {
     paused: BTreeSet<JailName>,
     /// A number that nobody outside knows, for what is left to chance and for marks.
     secret: u64,
-    probes: Vec<Probe>,
+    probes: Probes,
 }
-
-/// A self-test: the next line in which this address fails bans it for a moment, and counts nowhere.
-#[derive(Debug)]
-struct Probe {
-    jail: JailName,
-    target: Target,
-    /// What comes later counts again.
-    until: Timestamp,
-    /// The line came.
-    met: bool,
-}
-
-/// Whom self-tests ban: nobody real has such an address (RFC 5737). The first that nobody spares is taken.
-const PROBED: [Ipv4Addr; 3] =
-    [Ipv4Addr::new(192, 0, 2, 213), Ipv4Addr::new(198, 51, 100, 213), Ipv4Addr::new(203, 0, 113, 213)];
-/// How long a self-test bans.
-pub const PROBE_BANTIME: Duration = Duration::from_secs(2);
-/// How long its line may take.
-const PROBE_PATIENCE: Duration = Duration::from_secs(30);
 
 struct Source {
     detector: Detector,
     /// For each rule of the detector, the index of its jail.
     jails: Vec<usize>,
     proxied: Proxied,
+    /// The zone of its dates, where one of its listeners knows it.
+    zone: Option<TimeZone>,
 }
 
 /// How many failures of a source came in a row from those who only pass on what others send, and from whom the last.
@@ -89,7 +77,7 @@ impl Engine {
             unsaved: BTreeSet::new(),
             paused: BTreeSet::new(),
             secret,
-            probes: Vec::new(),
+            probes: Probes::default(),
         };
         engine.listen(sources);
         engine
@@ -124,11 +112,12 @@ impl Engine {
         self.sources = sources
             .into_iter()
             .map(|listeners| {
+                let zone = listeners.iter().find_map(|listener| listener.zone.clone());
                 let (jails, rules) = listeners
                     .into_iter()
                     .filter_map(|listener| Some((place(&listener.jail)?, listener.rule)))
                     .unzip();
-                Source { detector: Detector::new(rules), jails, proxied: Proxied::default() }
+                Source { detector: Detector::new(rules), jails, zone, proxied: Proxied::default() }
             })
             .collect();
     }
@@ -170,26 +159,32 @@ impl Engine {
         let mut out = Outcome::default();
         for jail in &self.jails {
             let spares = |target: &Target| {
-                self.never.covers(target.network()) || jail.terms().ignoreip.touches(target.net())
+                // The kernel lets those who are never banned pass before any ban, so only where all of a target are is
+                // its ban of no use; one jail's `ignoreip` has no such guard.
+                self.never.holds(target.net()) || jail.terms().ignoreip.touches(target.net())
             };
             let asked = jail.asked().filter(|target| jail.ban(*target).is_none());
             let held = jail.bans().map(|ban| ban.target).chain(asked);
-            let spared = held.filter(spares);
+            let spared = held.filter(spares).filter(|target| !jail.is_taken_over(*target));
             out.changes
                 .extend(spared.map(|target| Change::Release { jail: jail.terms().name.clone(), target }));
         }
         out
     }
 
-    /// Somebody asked the kernel for a change by hand.
-    pub fn handle_asked(&mut self, change: &Change) {
-        let Change::Ban(ban) = change else { return };
-        if let Some(jail) = self.jails.iter_mut().find(|jail| jail.terms().name == ban.jail) {
-            jail.note_asked(ban);
-        }
+    /// Somebody bans by hand: what to ask the kernel for, or why nobody is banned.
+    pub fn handle_ban(
+        &mut self,
+        name: &JailName,
+        targets: &[Target],
+        bantime: Bantime,
+        now: Timestamp,
+    ) -> Result<Vec<Change>, String> {
+        let jail = self.jails.iter_mut().find(|jail| jail.terms().name == *name);
+        jail.map_or(Ok(Vec::new()), |jail| jail.handle_ban(targets, bantime, now, &self.never))
     }
 
-    /// Judges one line of a source.
+    /// Judges one line of a source. Where the source has a zone of its own, it goes before the clock's.
     pub fn handle_line(
         &mut self,
         source: usize,
@@ -199,7 +194,11 @@ impl Engine {
         out: &mut Outcome,
     ) {
         let mut heard = Vec::new();
-        let Source { detector, jails, .. } = &mut self.sources[source];
+        let Source { detector, jails, zone, .. } = &mut self.sources[source];
+        let clock = match (clock, zone) {
+            (Clock::Written { now, .. }, Some(zone)) => Clock::Written { now, zone },
+            (clock, _) => clock,
+        };
         detector.detect(text, clock, |rule, detected| heard.push((jails[rule], detected)));
         for (jail, detected) in heard {
             if matches!(&detected, Detected::Failure(finding) if self.meet_probe(jail, finding.addr, now, out))
@@ -241,51 +240,47 @@ impl Engine {
     }
 
     /// Waits for a failure of an address that nobody real has, in this jail, and says which address. The line that
-    /// shows it bans it for [`PROBE_BANTIME`]; neither is counted, told or saved.
+    /// shows it bans it for [`PROBE_BANTIME`](crate::probe::PROBE_BANTIME); neither is counted, told or saved.
     pub fn handle_probe(&mut self, name: &JailName, now: Timestamp) -> Result<IpAddr, String> {
-        self.probes.retain(|probe| probe.until > now);
         if self.is_paused(name) {
             return Err("it is paused".to_owned());
         }
         let is_free = |addr: &Ipv4Addr| {
             let target = Target::of((*addr).into());
-            let stands = self.jail(name).is_some_and(|jail| jail.ban(target).is_some());
-            !stands && self.spares(name, target).is_none()
+            let stands = |jail: &Jail| jail.ban(target).is_some() || jail.banned_around(target).is_some();
+            self.jail(name).is_some_and(|jail| !stands(jail) && jail.spared_in(target, &self.never).is_none())
         };
         let Some(addr) = PROBED.into_iter().find(is_free) else {
             return Err(format!(
                 "{PROBED:?} are all in ignoreip, or banned: one must be free for the self-test"
             ));
         };
-        let (jail, target) = (name.clone(), Target::of(addr.into()));
-        self.probes.push(Probe { jail, target, until: now.plus(PROBE_PATIENCE), met: false });
+        self.probes.expect(name.clone(), Target::of(addr.into()), now);
         Ok(addr.into())
     }
 
     /// Whether a failure is a self-test's. It bans in the jail that waits for it, and counts in no other.
     fn meet_probe(&mut self, jail: usize, addr: IpAddr, now: Timestamp, out: &mut Outcome) -> bool {
-        let target = Target::of(addr);
-        let name = &self.jails[jail].terms().name;
-        let mut probes = self.probes.iter_mut().filter(|probe| probe.target == target && probe.until > now);
-        let Some(first) = probes.next() else { return false };
-        if let Some(probe) =
-            std::iter::once(first).chain(probes).find(|probe| probe.jail == *name && !probe.met)
-        {
-            probe.met = true;
-            let bantime = Bantime::For(PROBE_BANTIME);
-            out.changes.push(Change::Ban(Ban { jail: name.clone(), target, at: now, bantime }));
-        }
-        true
+        let met = self.probes.meet(&self.jails[jail].terms().name, Target::of(addr), now);
+        out.changes.extend(met.iter().flatten().cloned().map(Change::Ban));
+        met.is_some()
     }
 
     /// What the kernel took without what self-tests asked for, which is not believed, told or saved.
-    pub fn without_probes(&self, mut taken: Vec<Change>) -> Vec<Change> {
-        let is_one = |ban: &Ban| {
-            let known = |probe: &Probe| probe.met && probe.jail == ban.jail && probe.target == ban.target;
-            ban.bantime == Bantime::For(PROBE_BANTIME) && self.probes.iter().any(known)
-        };
-        taken.retain(|change| !matches!(change, Change::Ban(ban) if is_one(ban)));
-        taken
+    pub fn without_probes(&self, taken: Vec<Change>) -> Vec<Change> {
+        self.probes.without(taken)
+    }
+
+    /// Compares the date of a line that arrived just now with the clock; whether something new is found. `zone` is
+    /// this host's, for sources without one of their own.
+    pub fn compare_clocks(&mut self, source: usize, text: &[u8], now: Timestamp, zone: &TimeZone) -> bool {
+        let source = &mut self.sources[source];
+        source.detector.compare_clocks(text, now, source.zone.as_ref().unwrap_or(zone))
+    }
+
+    /// How the dates of a source differ from the clock.
+    pub fn skew(&self, source: usize) -> Option<Skew> {
+        self.sources[source].detector.skew()
     }
 
     /// Counts a failure that no log showed, as if one had.
@@ -309,7 +304,8 @@ impl Engine {
         self.paused.contains(jail)
     }
 
-    /// The kernel took a change. A new ban is a failure in the jails that hear bans, but for those of their kind.
+    /// The kernel took a change. A new ban of an address is a failure in the jails that hear bans, but for those of
+    /// their kind, and may be the last straw for its network.
     pub fn handle_taken(&mut self, change: &Change, now: Timestamp, out: &mut Outcome) {
         let Some(index) = self.jails.iter().position(|jail| jail.terms().name == *change.jail()) else {
             return;
@@ -317,14 +313,20 @@ impl Engine {
         let held = matches!(change, Change::Ban(ban) if self.jails[index].ban(ban.target) == Some(ban));
         let new = self.jails[index].handle_taken(change);
         self.unsaved.insert((change.jail().clone(), change.target()));
-        out.events.push(match change.clone() {
-            Change::Ban(ban) if held => Event::PutBack { ban },
-            Change::Ban(ban) if new => Event::Banned { ban },
-            Change::Ban(ban) => Event::Extended { ban },
-            Change::Release { jail, target } => Event::Released { jail, target },
+        out.events.extend(match change.clone() {
+            Change::Ban(ban) if held => Some(Event::PutBack { ban }),
+            Change::Ban(ban) if new => Some(Event::Banned { ban }),
+            Change::Ban(ban) => Some(Event::Extended { ban }),
+            // What is told is the ban that takes its place.
+            Change::Release { target, .. } if self.jails[index].is_taken_over(target) => None,
+            Change::Release { jail, target } => Some(Event::Released { jail, target }),
         });
         let Change::Ban(ban) = change else { return };
-        if new && !self.jails[index].terms().hears_bans {
+        if !new || ban.target.is_network() {
+            return;
+        }
+        out.changes.extend(self.jails[index].handle_neighbour(ban, &self.never, now));
+        if !self.jails[index].terms().hears_bans {
             let failure = anonymous(ban.target.network(), ban.at.min(now));
             for listener in 0..self.jails.len() {
                 let terms = self.jails[listener].terms();
@@ -355,7 +357,7 @@ impl Engine {
 
     /// Somebody else, named in words, put a ban into the kernel. It is believed, unless its end is known better.
     pub fn adopt(&mut self, ban: Ban, by: &str, out: &mut Outcome) {
-        let known = self.jail(&ban.jail).is_none_or(|jail| jail.ban(ban.target).is_some());
+        let known = self.jail(&ban.jail).is_none_or(|jail| jail.knows(&ban));
         if !known {
             self.restore(ban.clone());
             out.events.push(Event::Adopted { ban, by: by.to_owned() });
@@ -378,22 +380,6 @@ impl Engine {
     pub fn handle_timeout(&mut self, now: Timestamp, out: &mut Outcome) {
         for jail in &mut self.jails {
             out.events.extend(jail.handle_timeout(now).into_iter().map(|ban| Event::Ended { ban }));
-        }
-    }
-
-    /// Why this jail never bans this target; none where it may.
-    pub fn spares(&self, jail: &JailName, target: Target) -> Option<&'static str> {
-        let ignored = |jail: &Jail| jail.terms().ignoreip.touches(target.net());
-        if is_unbannable(target.network()) {
-            Some("no remote host can have such an address")
-        } else if self.never.touches(target.net()) {
-            Some(
-                "it is ignored by hand or in ignoreip, a trusted proxy, or the host itself, its gateway, resolver or local network",
-            )
-        } else if self.jail(jail).is_some_and(ignored) {
-            Some("it is in the jail's ignoreip")
-        } else {
-            None
         }
     }
 
@@ -501,6 +487,9 @@ fn chance(secret: u64, target: Target, at: Timestamp) -> u64 {
 mod tests {
     use super::*;
     use crate::detect::Library;
+    use crate::model::Bantime;
+    use crate::probe::{PROBE_BANTIME, PROBE_PATIENCE};
+    use std::time::Duration;
 
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
@@ -517,8 +506,10 @@ mod tests {
             increment: None,
             ignoreip: Allow::default(),
             hears_bans: name == "recidive",
+            prefix: None,
         };
-        let listeners = ["a", "b"].map(|jail| Listener { jail: jail.parse().unwrap(), rule: rule.clone() });
+        let listeners =
+            ["a", "b"].map(|jail| Listener { jail: jail.parse().unwrap(), rule: rule.clone(), zone: None });
         let terms = ["a", "b", "recidive"].map(terms).into();
         Engine::new(terms, vec![listeners.into()], Allow::default(), 0)
     }
@@ -560,5 +551,25 @@ mod tests {
         assert_eq!(engine.handle_probe(&jail, NOW), Ok(PROBED[2].into()));
         engine.handle_pause(&jail, true);
         assert!(engine.handle_probe(&jail, NOW).is_err());
+    }
+
+    #[test]
+    fn a_source_is_read_and_compared_in_its_own_zone() {
+        let rule = Arc::new(Library::shipped().compile("sshd", None).unwrap());
+        let jail: JailName = "sshd".parse().unwrap();
+        let listener = |zone| vec![Listener { jail: jail.clone(), rule: rule.clone(), zone }];
+        let sources = vec![listener(None), listener(Some(TimeZone::UTC))];
+        let mut engine = Engine::new(Vec::new(), sources, Allow::default(), 0);
+        let host = TimeZone::fixed(jiff::tz::offset(2));
+        let mut news = [0, 0];
+        for minute in 0..30 {
+            let now = Timestamp::from_millis(1_795_255_200_000 + 60_000 * minute);
+            let line = format!("Nov 21 10:{minute:02}:00 h sshd[1]: x");
+            for (source, news) in news.iter_mut().enumerate() {
+                *news += u32::from(engine.compare_clocks(source, line.as_bytes(), now, &host));
+            }
+        }
+        assert_eq!(news, [1, 0]);
+        assert_eq!([0, 1].map(|source| engine.skew(source).map(|skew| skew.ahead_s)), [Some(-7200), None]);
     }
 }

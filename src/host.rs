@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
+use jiff::tz::{Offset, TimeZone};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp};
@@ -41,6 +42,34 @@ pub fn now() -> Timestamp {
 pub fn awake() -> Duration {
     let time = clock_gettime(ClockId::Monotonic);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
+
+/// A zone by its name in the zone database (IANA), or by its offset, as in `+02:00` or `-0330`. What it is not, told
+/// with the names there are.
+pub fn zone(text: &str) -> Result<TimeZone, Vec<String>> {
+    if let Some(offset) = offset(text) {
+        return Ok(TimeZone::fixed(offset));
+    }
+    let names = || jiff::tz::db().available().map(|name| name.as_str().to_owned());
+    match text {
+        "UTC" | "Z" => Ok(TimeZone::UTC),
+        _ => TimeZone::get(text).map_err(|_| names().chain(["UTC".to_owned()]).collect()),
+    }
+}
+
+fn offset(text: &str) -> Option<Offset> {
+    let (sign, rest) = match text.split_at_checked(1)? {
+        ("+", rest) => (1, rest),
+        ("-", rest) => (-1, rest),
+        _ => return None,
+    };
+    let digits = if rest.len() == 5 { rest.replacen(':', "", 1) } else { rest.to_owned() };
+    let is_number = digits.len() == 4 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number: i32 = digits.parse().ok().filter(|_| is_number)?;
+    let (hours, minutes) = (number / 100, number % 100);
+    // The zones there are (IANA): from UTC-12 to UTC+14.
+    let is_zone = hours <= 14 && minutes < 60;
+    Offset::from_seconds(sign * (hours * 3600 + minutes * 60)).ok().filter(|_| is_zone)
 }
 
 /// A number that nobody else knows, another one in each process.

@@ -3,14 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use crate::target::Target;
 pub use crate::time::{Bantime, Span, Timestamp};
 
 /// A jail's name: `[a-z][a-z0-9_-]*`, at most 64 bytes, so that it can name sets and chains as it is.
@@ -58,74 +59,6 @@ impl Serialize for JailName {
 }
 
 impl<'de> Deserialize<'de> for JailName {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-/// Whom a ban is for: one IPv4 address or one IPv6 /64, which is what one customer is given (RFC 6177).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Target(IpNet);
-
-impl Target {
-    /// The target that an address is judged and banned as; IPv4-mapped IPv6 counts as IPv4.
-    pub fn of(addr: IpAddr) -> Self {
-        Target(match addr.to_canonical() {
-            IpAddr::V4(v4) => IpNet::V4(Ipv4Net::from(v4)),
-            IpAddr::V6(v6) => {
-                let network = Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64));
-                IpNet::V6(Ipv6Net::new_assert(network, 64))
-            }
-        })
-    }
-
-    /// The first address of the target: the key that its set holds.
-    pub fn network(self) -> IpAddr {
-        self.0.network()
-    }
-
-    pub fn net(self) -> IpNet {
-        self.0
-    }
-
-    pub fn is_v4(self) -> bool {
-        matches!(self.0, IpNet::V4(_))
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            IpNet::V4(v4) => f.pad(&v4.addr().to_string()),
-            IpNet::V6(v6) => f.pad(&v6.to_string()),
-        }
-    }
-}
-
-impl FromStr for Target {
-    type Err = String;
-
-    /// Takes an address, `ADDRESS/32` or an IPv6 `PREFIX/64`; anything wider is refused.
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(addr) = text.parse::<IpAddr>() {
-            return Ok(Target::of(addr));
-        }
-        match text.parse::<IpNet>() {
-            Ok(IpNet::V4(v4)) if v4.prefix_len() == 32 => Ok(Target::of(v4.addr().into())),
-            Ok(IpNet::V6(v6)) if v6.prefix_len() >= 64 => Ok(Target::of(v6.addr().into())),
-            Ok(net) => Err(format!("{net} is a whole network: name one IPv4 address or one IPv6 /64")),
-            Err(_) => Err(format!("\"{text}\" is not an IP address")),
-        }
-    }
-}
-
-impl Serialize for Target {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Target {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
@@ -378,15 +311,6 @@ pub fn plain(error: &std::io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ipv6_is_judged_by_its_64_and_mapped_addresses_as_ipv4() {
-        let target = |text: &str| Target::of(text.parse().unwrap()).to_string();
-        assert_eq!(target("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
-        assert_eq!(target("::ffff:192.0.2.1"), "192.0.2.1");
-        assert_eq!("2001:db8::/48".parse::<Target>().unwrap_err().split(':').next(), Some("2001"));
-        assert!("0.0.0.0/0".parse::<Target>().is_err());
-    }
 
     #[test]
     fn jail_names_fit_nft_as_they_are() {

@@ -2,11 +2,10 @@
 
 use ipnet::IpNet;
 
-use crate::config::Config;
 use crate::control::{Failed, Response, failed};
-use crate::daemon::{Daemon, date_of, listeners, longest_findtime};
+use crate::daemon::{Daemon, date_of, listeners, load, longest_findtime};
 use crate::enforcer::Restore;
-use crate::host::{self, Services};
+use crate::host;
 use crate::model::plain;
 use crate::never;
 use crate::tell;
@@ -16,7 +15,7 @@ impl Daemon {
     /// Reads the configuration again and goes on by it, or by the old one where it is not in order.
     pub(crate) async fn reload(&mut self) -> Response {
         let loaded = host::now();
-        let mut config = match Config::load(self.places.config.as_deref(), &Services::of_this_host()) {
+        let mut config = match load(&self.places) {
             Ok(config) => config,
             Err(faults) => return failed(Failed::BadConfiguration, yaml::told(&faults)),
         };
@@ -33,7 +32,7 @@ impl Daemon {
         let was: Vec<_> = logs.iter().map(|log| before.iter().position(|old| old == log)).collect();
         self.engine.amend(config.terms(), listeners, &was);
         if let Err(error) =
-            self.sources.follow(&logs, longest_findtime(&config), host::now(), &date_of(&self.zone))
+            self.sources.follow(&logs, longest_findtime(&config), host::now(), &date_of(&config, &self.zone))
         {
             return failed(Failed::Refused, plain(&error));
         }

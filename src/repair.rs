@@ -71,16 +71,22 @@ impl Daemon {
     pub(crate) async fn repair(&mut self) {
         let now = host::now();
         let Some(damage) = self.repairs.due(now) else { return };
-        if (damage.structure || damage.missed)
-            && let Err(refusal) = self.reinstall(damage.missed).await
-        {
-            tracing::error!("{} changed our table, and it cannot be put back yet: {refusal}", damage.by);
-            self.repairs.not_before = now.plus(AGAIN_AFTER);
-            return self.handle_damage(damage);
-        }
         let mut out = Outcome::default();
         if damage.structure || damage.missed {
-            out.events.push(Event::Repaired { by: damage.by.clone() });
+            match self.reinstall(damage.missed).await {
+                Ok(strangers) => {
+                    out.events.push(Event::Repaired { by: damage.by.clone() });
+                    strangers.into_iter().for_each(|net| self.engine.adopt(net, &damage.by, &mut out));
+                }
+                Err(refusal) => {
+                    tracing::error!(
+                        "{} changed our table, and it cannot be put back yet: {refusal}",
+                        damage.by
+                    );
+                    self.repairs.not_before = now.plus(AGAIN_AFTER);
+                    return self.handle_damage(damage);
+                }
+            }
         }
         let lasts = |ban: &&Ban| ban.end().is_none_or(|end| end > now);
         for (jail, target) in &damage.touched {
@@ -96,11 +102,12 @@ impl Daemon {
         self.follow(out);
     }
 
-    /// Makes the kernel hold the layout; the bans of sets that are gone, or `all` of them, are put in.
-    pub(crate) async fn reinstall(&mut self, all: bool) -> Result<(), Refusal> {
+    /// Makes the kernel hold the layout; the bans of sets that are gone, or `all` of them, are put in. Returns the
+    /// networks that it holds beside these.
+    pub(crate) async fn reinstall(&mut self, all: bool) -> Result<Vec<Ban>, Refusal> {
         let believed = self.believed();
         let restore = if all { Restore::All(believed) } else { Restore::Lost(believed) };
-        self.enforcer.install(self.config.layout(&self.spared()), restore).await.map(drop)
+        self.enforcer.install(self.config.layout(&self.spared()), restore).await
     }
 
     /// Changes met no table, or a damaged one, before its end was heard of: it is put back, then they are asked for

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use crate::acquire::archive::Archive;
+use crate::acquire::place::Place;
 use crate::config::Config;
 use crate::detect::{self, Clock};
 use crate::engine::{Engine, Listener, Outcome};
@@ -13,7 +14,8 @@ use crate::model::{Event, JailName, Target, Timestamp};
 use crate::status::{BanStatus, Nearly, Replayed};
 use jiff::tz::TimeZone;
 
-/// Judges the logs, one after the other, by the dates of their lines; `now` is for lines without one.
+/// Judges the logs, one after the other, by the dates of their lines; `now` is for lines without one, `zone` for logs
+/// of which no jail says another.
 ///
 /// Each jail hears every line, as if all logs were its own. No clock is read and no kernel asked.
 pub fn run(
@@ -24,15 +26,21 @@ pub fn run(
     progress: bool,
 ) -> Result<Replayed, String> {
     let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
-    let listener = |jail: &crate::config::JailConfig| Listener {
+    let listener = |jail: &crate::resolve::JailConfig| Listener {
         jail: jail.terms.name.clone(),
         rule: jail.rule.clone(),
+        zone: None,
     };
     let listeners = config.jails.iter().filter(|jail| !jail.terms.hears_bans).map(listener).collect();
     let mut engine = Engine::new(terms, vec![listeners], config.never(&[]), 0);
     let mut replay = Replay { result: Replayed { schema: 1, ..Replayed::default() }, peaks: BTreeMap::new() };
     for log in logs {
         let mut archive = Archive::open(log)?;
+        let only = match &config.jails[..] {
+            [only] => only.zone.as_ref(),
+            _ => None,
+        };
+        let zone = config.zone_of(&Place::File(log.clone())).or(only).unwrap_or(zone);
         let mut bar = Bar { shown: progress && io::stderr().is_terminal(), last: 101 };
         let mut line = Vec::new();
         while archive.next_line(&mut line).map_err(|error| format!("{}: {}", log.display(), plain(&error)))? {

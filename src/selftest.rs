@@ -10,13 +10,14 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use crate::acquire::place::Place;
-use crate::config::{self, Config, JailConfig};
+use crate::config::{self, Config};
 use crate::control::{self, Failed, Request, Response, Unanswered};
 use crate::detect::{Library, probe};
 use crate::host::{self, Services};
 use crate::model::{Hook, JailName, Ports, Protocol, Target, plain};
 use crate::nft::netlink::Netlink;
 use crate::nft::{Firewall, Refusal};
+use crate::resolve::JailConfig;
 use crate::tun::Tun;
 use crate::yaml::Fault;
 
@@ -177,8 +178,7 @@ impl Test<'_> {
         let addr = self.arm(name)?;
         self.wait_for_end(name, addr).map_err(fails)?;
         let lines = lines(&self.library, jail, addr).map_err(Outcome::NotProbed)?;
-        append(path, &lines).map_err(|why| fails(format!("{}: {why}", path.display())))?;
-        let written = host::awake();
+        let written = append(path, &lines).map_err(|why| fails(format!("{}: {why}", path.display())))?;
         let target = Target::of(addr);
         while self.remaining(name, target).map_err(fails)?.is_none() {
             if host::awake() - written > PATIENCE {
@@ -263,14 +263,16 @@ fn meets_packets(jail: &JailConfig) -> bool {
     jail.hooks.contains(&Hook::Prerouting)
 }
 
-/// Writes whole lines in one piece, as a log daemon does, into a log that is there.
-fn append(path: &Path, lines: &[String]) -> Result<(), String> {
+/// Writes whole lines in one piece, as a log daemon does, into a log that is there; says when.
+fn append(path: &Path, lines: &[String]) -> Result<Duration, String> {
     let told = |error: io::Error| format!("it cannot be written: {}", plain(&error));
     let mut file = OpenOptions::new().append(true).open(path).map_err(told)?;
     if !ends_a_line(path).map_err(told)? {
         return Err("its last line is not finished: nothing was written".to_owned());
     }
-    file.write_all((lines.join("\n") + "\n").as_bytes()).map_err(told)
+    let written = host::awake();
+    file.write_all((lines.join("\n") + "\n").as_bytes()).map_err(told)?;
+    Ok(written)
 }
 
 fn ends_a_line(path: &Path) -> io::Result<bool> {

@@ -8,15 +8,17 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use serde::Deserialize;
 
 use crate::acquire::place::Place;
 use crate::detect::{Library, NORMAL};
-use crate::host::Services;
+use crate::host::{self, Services};
 use crate::jail::FORGET;
 use crate::jail::bantime::{Growth, Increment};
 use crate::jail::friend::FRIEND_FOR;
-use crate::model::{Bantime, Block, Hook, JailName, Kill, Span, plain};
+use crate::jail::prefix::PrefixLaw;
+use crate::model::{Bantime, Block, Hook, JailName, Kill, Span, Target, plain};
 use crate::never::{self, Entry};
 use crate::ports;
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
@@ -32,6 +34,12 @@ pub const CAPACITY_MAX: u32 = 1 << 24;
 const USER_ADDRS_MAX: u32 = 64;
 /// A series begins after so many addresses where nothing is said.
 const USER_ADDRS: u32 = 8;
+/// How many banned addresses of a network ban it, and within which time, where nothing is said: more than chance or a
+/// few infected customers behind one carrier-grade NAT bring about, a sixteenth of a /24.
+const PREFIX_OFFENDERS: u32 = 16;
+const PREFIX_FINDTIME: Duration = Duration::from_secs(86_400);
+/// The most that a jail may ask for.
+const PREFIX_OFFENDERS_MAX: u32 = 10_000;
 
 /// One file as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -49,6 +57,7 @@ pub struct Keys {
     pub rule: Option<Spanned<String>>,
     pub mode: Option<Spanned<String>>,
     pub logpath: Option<Many<Place>>,
+    pub command: Option<Spanned<Many<String>>>,
     pub port: Option<Spanned<Many<String>>>,
     pub maxretry: Option<Spanned<u32>>,
     pub findtime: Option<Text<Span>>,
@@ -66,6 +75,8 @@ pub struct Keys {
     pub count_by: Option<Spanned<Many<CountBy>>>,
     pub user_addrs: Option<Spanned<u32>>,
     pub distinct: Option<Spanned<Distinct>>,
+    pub tz: Option<Spanned<String>>,
+    pub prefix: Option<Spanned<PrefixKeys>>,
 }
 
 /// How long a log-in makes a friend; none where it never does.
@@ -83,11 +94,15 @@ impl FromStr for FriendFor {
     }
 }
 
-/// By what failures are counted.
+/// By what a jail counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CountBy {
+    /// Failures of an address.
     Addr,
+    /// Addresses that try the same user.
     User,
+    /// Banned addresses of a network.
+    Prefix,
 }
 
 impl FromStr for CountBy {
@@ -97,7 +112,8 @@ impl FromStr for CountBy {
         match text {
             "addr" => Ok(CountBy::Addr),
             "user" => Ok(CountBy::User),
-            _ => Err(yaml::unknown("word", text, &["addr", "user"])),
+            "prefix" => Ok(CountBy::Prefix),
+            _ => Err(yaml::unknown("word", text, &["addr", "user", "prefix"])),
         }
     }
 }
@@ -127,6 +143,44 @@ impl FromStr for Enabled {
             "auto" => Ok(Enabled::Auto),
             _ => Err("write true, false or auto"),
         }
+    }
+}
+
+/// When whole networks are banned, as it is written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrefixKeys {
+    v4: Option<Many<u8>>,
+    v6: Option<Many<u8>>,
+    offenders: Option<u32>,
+    findtime: Option<Text<Span>>,
+    force: Option<bool>,
+}
+
+impl PrefixKeys {
+    pub fn law(&self) -> Result<PrefixLaw, String> {
+        let lengths = |key: &Option<Many<u8>>, otherwise: &[u8]| {
+            key.as_ref().map_or_else(|| otherwise.to_vec(), |lengths| lengths.0.clone())
+        };
+        let (v4, v6) = (lengths(&self.v4, &[24]), lengths(&self.v6, &[56, 48]));
+        let hosts = ["192.0.2.1", "2001:db8::1"].map(|addr| Target::of(addr.parse().expect("an address")));
+        for (lengths, host) in [(&v4, hosts[0]), (&v6, hosts[1])] {
+            for length in lengths {
+                let wrong = match host.within(*length) {
+                    None => "no network that can be banned: v4 is from 8 to 31, v6 from 16 to 63",
+                    Some(net) if net.needs_force() && self.force != Some(true) => {
+                        "wider than /16 (v6: /32): add force: true if you mean it"
+                    }
+                    Some(_) => continue,
+                };
+                return Err(format!("/{length} is {wrong}"));
+            }
+        }
+        let offenders = self.offenders.unwrap_or(PREFIX_OFFENDERS);
+        if !(2..=PREFIX_OFFENDERS_MAX).contains(&offenders) {
+            return Err(format!("offenders must be from 2 to {PREFIX_OFFENDERS_MAX}"));
+        }
+        Ok(PrefixLaw { v4, v6, offenders, findtime: self.findtime.map_or(PREFIX_FINDTIME, |span| span.0.0) })
     }
 }
 
@@ -161,6 +215,20 @@ impl IncrementKeys {
             forget: length(&self.forget, FORGET),
             forever_at: self.forever_at.filter(|number| *number > 0),
         })
+    }
+}
+
+/// What is wrong with the words of a command; empty where nothing is.
+fn misread(words: &[String]) -> &'static str {
+    match words {
+        [] => "name a program and its arguments: [podman, logs, --follow, web]",
+        [only] if only.contains(char::is_whitespace) => {
+            "no shell reads this: write each word by itself, as [podman, logs, --follow, web]"
+        }
+        words if words[0].is_empty() || words.iter().any(|word| word.contains('\0')) => {
+            "no program can be called so"
+        }
+        _ => "",
     }
 }
 
@@ -202,7 +270,8 @@ impl Sheet {
         let rule = defaults.rule.as_ref().map(|key| key.defined);
         let mode = defaults.mode.as_ref().map(|key| key.defined);
         let distinct = defaults.distinct.as_ref().map(|key| key.defined);
-        for place in [rule, mode, distinct].into_iter().flatten() {
+        let command = defaults.command.as_ref().map(|key| key.defined);
+        for place in [rule, mode, distinct, command].into_iter().flatten() {
             faults.push(fault(&source, place, "this belongs to a jail, not to defaults"));
         }
         let read = |(name, keys): (JailName, Spanned<Option<Keys>>)| {
@@ -257,6 +326,15 @@ pub fn unreadable(path: &Path, error: &io::Error) -> Fault {
     Fault::whole(&path.display().to_string(), format!("cannot be read: {}", plain(error)))
 }
 
+/// The zone that `tz` names, or why there is none.
+pub fn zone(text: &str) -> Result<TimeZone, String> {
+    host::zone(text).map_err(|names| {
+        let near = yaml::near(text, &names).map(|near| format!(": did you mean {near}?"));
+        let ways = ": write a name such as Europe/Berlin (where tzdata is installed), UTC, or an offset such as +02:00";
+        format!("unknown time zone \"{}\"{}", text.escape_debug(), near.unwrap_or_else(|| ways.to_owned()))
+    })
+}
+
 impl Keys {
     /// What is wrong with a value by itself, each told at its place.
     fn faults(
@@ -290,6 +368,17 @@ impl Keys {
         if let Some(hook) = self.hook.as_ref().filter(|hook| hook.value.0.is_empty()) {
             faults.push(fault(source, hook.defined, "name one: prerouting, input or forward"));
         }
+        if let Some(tz) = &self.tz
+            && let Err(message) = zone(&tz.value)
+        {
+            faults.push(fault(source, tz.defined, message));
+        }
+        if let Some(command) = &self.command {
+            let misread = misread(&command.value.0);
+            if !misread.is_empty() {
+                faults.push(fault(source, command.defined, misread));
+            }
+        }
         if let Some(increment) = &self.increment
             && let Err(message) = increment.value.increment()
         {
@@ -303,20 +392,41 @@ impl Keys {
             }));
         }
         if let Some(key) = self.count_by.as_ref().filter(|key| !key.value.0.contains(&CountBy::Addr)) {
-            let message = "addresses are what is banned: write [addr, user] to count users as well";
+            let message =
+                "addresses are what is banned: write [addr, user] or [addr, prefix] to count others as well";
             faults.push(fault(source, key.defined, message));
         }
-        let (maxretry, capacity) = ((&self.maxretry, MAXRETRY_MAX), (&self.capacity, CAPACITY_MAX));
-        for (key, most) in [maxretry, capacity, (&self.user_addrs, USER_ADDRS_MAX)] {
-            if let Some(number) = key.as_ref().filter(|number| !(1..=most).contains(&number.value)) {
-                faults.push(fault(source, number.defined, format!("this must be from 1 to {most}")));
-            }
+        if let Some(prefix) = &self.prefix
+            && let Err(message) = prefix.value.law()
+        {
+            faults.push(fault(source, prefix.defined, message));
         }
+        faults.extend(self.numbers_out_of_range(source));
         faults
+    }
+
+    fn numbers_out_of_range(&self, source: &Source) -> Vec<Fault> {
+        let (maxretry, capacity) = ((&self.maxretry, MAXRETRY_MAX), (&self.capacity, CAPACITY_MAX));
+        let numbers = [maxretry, capacity, (&self.user_addrs, USER_ADDRS_MAX)];
+        let wrong = |(key, most): (&Option<Spanned<u32>>, u32)| {
+            let number = key.as_ref().filter(|number| !(1..=most).contains(&number.value))?;
+            Some(fault(source, number.defined, format!("this must be from 1 to {most}")))
+        };
+        numbers.into_iter().filter_map(wrong).collect()
     }
 
     pub fn friend_for(&self) -> Option<Duration> {
         self.friend_for.map_or(Some(FRIEND_FOR), |key| key.0.0)
+    }
+
+    /// When whole networks are banned; `own` are a jail's keys without the defaults.
+    pub fn prefix_law(&self, own: &Keys) -> Result<Option<PrefixLaw>, String> {
+        let counts = self.count_by.as_ref().is_some_and(|key| key.value.0.contains(&CountBy::Prefix));
+        if own.prefix.is_some() && !counts {
+            return Err("prefix means nothing without count_by: [addr, prefix]".to_owned());
+        }
+        let keys = self.prefix.as_ref().map_or_else(PrefixKeys::default, |key| key.value.clone());
+        counts.then(|| keys.law()).transpose()
     }
 
     /// After how many addresses a series begins; none where users are not counted.
@@ -334,6 +444,7 @@ impl Keys {
             rule: upper.rule.or(below.rule),
             mode: upper.mode.or(below.mode),
             logpath: upper.logpath.or(below.logpath),
+            command: upper.command.or(below.command),
             port: upper.port.or(below.port),
             maxretry: upper.maxretry.or(below.maxretry),
             findtime: upper.findtime.or(below.findtime),
@@ -351,6 +462,8 @@ impl Keys {
             count_by: upper.count_by.or(below.count_by),
             user_addrs: upper.user_addrs.or(below.user_addrs),
             distinct: upper.distinct.or(below.distinct),
+            tz: upper.tz.or(below.tz),
+            prefix: upper.prefix.or(below.prefix),
         }
     }
 }

@@ -55,17 +55,20 @@ fn run(work: &Receiver<Vec<Cut>>) {
 }
 
 fn end(cuts: &[Cut]) -> io::Result<()> {
-    let banned: BTreeSet<Target> = cuts.iter().map(|cut| cut.target).collect();
+    let (nets, hosts): (BTreeSet<Target>, BTreeSet<Target>) =
+        cuts.iter().map(|cut| cut.target).partition(|target| target.is_network());
+    let is_banned = |host: Target| hosts.contains(&host) || nets.iter().any(|net| net.covers(host));
     for (family, any) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
         let states = StateFlags::ESTABLISHED | StateFlags::SYN_RECV | StateFlags::CLOSE_WAIT;
         let found = netlink::sockets(request(family, states.clone(), any), |answer| match answer {
-            SockDiagMessage::InetResponse(socket) => Some(socket.header.socket_id)
-                .filter(|id| banned.contains(&Target::of(id.destination_address))),
+            SockDiagMessage::InetResponse(socket) => {
+                Some(socket.header.socket_id).filter(|id| is_banned(Target::of(id.destination_address)))
+            }
             _ => None,
         })?;
         for id in found {
             let target = Target::of(id.destination_address);
-            let hit = |cut: &&Cut| cut.target == target && closes(&cut.ports, id.source_port);
+            let hit = |cut: &&Cut| cut.target.covers(target) && closes(&cut.ports, id.source_port);
             let Some(cut) = cuts.iter().find(hit) else { continue };
             let (addr, port) = (id.destination_address, id.source_port);
             match netlink::destroy(request(family, states.clone(), id)) {

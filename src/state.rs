@@ -336,6 +336,16 @@ mod tests {
     }
 
     #[test]
+    fn who_logged_in_too_long_ago_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let stale_friends = Timestamp::from_millis(1_500);
+        State::open(dir.path()).unwrap().0.close(Step { stale_friends, ..step() });
+        let memories = State::open(dir.path()).unwrap().1.memories;
+        let friends: Vec<_> = memories.iter().filter_map(|memory| memory.friend).collect();
+        assert_eq!(friends, [stale_friends]);
+    }
+
+    #[test]
     fn a_state_from_before_there_were_friends_is_read() {
         let dir = tempfile::tempdir().unwrap();
         State::open(dir.path()).unwrap().0.close(step());

@@ -98,6 +98,10 @@ pub struct SourceStatus {
     pub lines: u64,
     /// Bytes that are written and not read yet.
     pub behind: u64,
+    /// Lines that were dropped as longer than 8 KiB.
+    pub overlong: u64,
+    /// Lines that the kernel dropped because they came faster than they were read.
+    pub lost: u64,
     pub last_line: Option<Timestamp>,
 }
 

@@ -147,7 +147,7 @@ fn first_line(text: &str) -> &str {
 /// `unknown key "maxretri": did you mean maxretry?`, or the words there are where none comes near.
 pub fn unknown<S: AsRef<str>>(what: &str, word: &str, known: &[S]) -> String {
     let word: String = word.chars().take(64).map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect();
-    match nearest(&word, known) {
+    match near(&word, known) {
         Some(near) => format!("unknown {what} \"{word}\": did you mean {near}?"),
         None => {
             let known: Vec<&str> = known.iter().map(AsRef::as_ref).collect();
@@ -156,7 +156,8 @@ pub fn unknown<S: AsRef<str>>(what: &str, word: &str, known: &[S]) -> String {
     }
 }
 
-fn nearest<'k, S: AsRef<str>>(word: &str, known: &'k [S]) -> Option<&'k str> {
+/// What may have been meant by a word that is none of these.
+pub fn near<'k, S: AsRef<str>>(word: &str, known: &'k [S]) -> Option<&'k str> {
     let plain = |text: &str| text.to_lowercase().replace(['_', '-'], "");
     known
         .iter()

@@ -7,6 +7,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use nftjail::jail::FORGET;
 use nftjail::jail::bantime::{Growth, Increment};
+use nftjail::jail::network::LINGER;
+use nftjail::jail::prefix::PrefixLaw;
 use nftjail::model::{Ban, Bantime, Change, Failure, JailName, Target, Timestamp};
 
 /// The law of one jail, as the engine's terms but for the networks, which nobody merged.
@@ -22,6 +24,7 @@ pub struct Law {
     pub increment: Option<Increment>,
     pub ignoreip: Vec<IpNet>,
     pub hears_bans: bool,
+    pub prefix: Option<PrefixLaw>,
 }
 
 /// Whom or what an attempt is for, as the line says it.
@@ -52,6 +55,8 @@ pub struct Court {
     pub asked: Vec<Ban>,
     /// How often each was banned, and when last.
     offences: BTreeMap<Target, (u32, Timestamp)>,
+    /// Who counts for his network: everybody who was banned, but for those whose network was banned since.
+    neighbours: BTreeMap<Target, Timestamp>,
 }
 
 pub struct Naive {
@@ -69,6 +74,7 @@ impl Naive {
             bans: BTreeMap::new(),
             asked: Vec::new(),
             offences: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
         };
         Naive { courts: laws.iter().map(court).collect(), never: Vec::new() }
     }
@@ -102,7 +108,7 @@ impl Naive {
         let noted = Failed { at: failure.at, weight: failure.weight, about: noted };
         court.failures.entry(target).or_default().push(noted);
         let count: u32 = court.counted(target).iter().map(|failed| failed.weight).sum();
-        let Court { law, failures, bans, asked, .. } = court;
+        let Court { law, failures, .. } = court;
         let most = if soft { (2 * law.maxretry).max(10) } else { law.maxretry };
         if count < most && !series {
             return None;
@@ -119,17 +125,10 @@ impl Naive {
             }
         };
         let ban = Ban { jail: law.name.parse().unwrap(), target, at: failure.at, bantime };
-        let second = Duration::from_secs(1);
-        let mut others = asked.iter().chain(bans.values()).filter(|other| other.target == target);
-        let longer = others.all(|other| match (other.end(), ban.end()) {
-            (None, _) => false,
-            (_, None) => true,
-            (Some(old), Some(new)) => old.plus(second) <= new,
-        });
-        if !longer || ban.end().is_some_and(|end| end <= now) {
+        if !court.outlasts_its_own(&ban) || ban.end().is_some_and(|end| end <= now) {
             return None;
         }
-        asked.push(ban.clone());
+        court.asked.push(ban.clone());
         Some(ban)
     }
 
@@ -169,35 +168,85 @@ impl Naive {
         }
     }
 
-    /// The kernel took a change. Returns the bans of the jails that hear of it.
-    pub fn taken(&mut self, change: &Change, now: Timestamp) -> Vec<Ban> {
+    /// The kernel took a change. Returns what follows: for the network, and in the jails that hear of it.
+    pub fn taken(&mut self, change: &Change, now: Timestamp) -> Vec<Change> {
         self.answered(change);
         let index = self.court(change.jail());
         let court = &mut self.courts[index];
         let Change::Ban(ban) = change else {
-            court.bans.remove(&change.target());
-            court.failures.remove(&change.target());
-            court.offences.remove(&change.target());
+            let target = change.target();
+            court.bans.remove(&target);
+            court.failures.remove(&target);
+            court.offences.remove(&target);
+            court.neighbours.retain(|known, _| !target.covers(*known));
             return Vec::new();
         };
         let known = court.bans.insert(ban.target, ban.clone());
-        if known.is_some() {
+        if known.is_none() {
+            let last = court.offences.get(&ban.target).map_or(ban.at, |(_, last)| ban.at.max(*last));
+            let count = court.offences_at(ban.target, ban.at) + 1;
+            court.offences.insert(ban.target, (count, last));
+        }
+        if ban.target.is_network() {
+            court.note_neighbour(ban.target, ban.at);
+        }
+        if known.is_some() || ban.target.is_network() {
             return Vec::new();
         }
-        let last = court.offences.get(&ban.target).map_or(ban.at, |(_, last)| ban.at.max(*last));
-        let count = court.offences_at(ban.target, ban.at) + 1;
-        court.offences.insert(ban.target, (count, last));
-        if court.law.hears_bans {
-            return Vec::new();
+        let mut follows = self.network_of(index, ban, now);
+        if self.courts[index].law.hears_bans {
+            return follows;
         }
         let addr = ban.target.network();
         let failure = Failure { addr, at: ban.at.min(now), weight: 1, bantime: None, user: None, path: None };
-        let hears = (0..self.courts.len()).filter(|index| self.courts[*index].law.hears_bans);
-        hears
-            .collect::<Vec<_>>()
-            .into_iter()
-            .filter_map(|index| self.fail(index, &failure, About::default(), now))
-            .collect()
+        for index in 0..self.courts.len() {
+            if self.courts[index].law.hears_bans {
+                follows.extend(self.fail(index, &failure, About::default(), now).map(Change::Ban));
+            }
+        }
+        follows
+    }
+
+    /// What a new ban asks for its network: of those that are due the widest.
+    fn network_of(&mut self, index: usize, ban: &Ban, now: Timestamp) -> Vec<Change> {
+        let court = &mut self.courts[index];
+        let Some(law) = court.law.prefix.clone() else { return Vec::new() };
+        if !court.note_neighbour(ban.target, ban.at) {
+            return Vec::new();
+        }
+        let mut due = None;
+        for length in (8..64).rev() {
+            let lengths = if ban.target.is_v4() { &law.v4 } else { &law.v6 };
+            let net = ban.target.within(length).filter(|_| lengths.contains(&length));
+            let Some(net) = net else { continue };
+            let inside = |known: &Target| net.covers(*known) && net != *known;
+            let times = || court.neighbours.iter().filter(|(known, _)| inside(known)).map(|(_, at)| *at);
+            let Some(newest) = times().max() else { continue };
+            if times().filter(|at| newest <= at.plus(law.findtime)).count() >= law.offenders as usize {
+                court.note_neighbour(net, ban.at);
+                due = Some(net);
+            }
+        }
+        let Some(target) = due else { return Vec::new() };
+        let bantime = if ban.bantime == Bantime::Forever { court.law.bantime } else { ban.bantime };
+        let wide = Ban { target, bantime, ..ban.clone() };
+        let court = &self.courts[index];
+        let is_friend = |friend: &&Target| {
+            target.covers(**friend) && court.is_friend(**friend, ban.at) && !court.bans.contains_key(friend)
+        };
+        if court.friends.keys().find(is_friend).is_some() {
+            return Vec::new();
+        }
+        if self.spares(index, target) || wide.end().is_some_and(|end| end <= now) {
+            return Vec::new();
+        }
+        let court = &mut self.courts[index];
+        let Some(changes) = court.changes_for(&wide) else { return Vec::new() };
+        if !court.outlasts_its_own(&wide) {
+            return Vec::new();
+        }
+        court.asked.push(wide);
+        changes
     }
 
     /// The kernel took or refused a change.
@@ -212,9 +261,17 @@ impl Naive {
     /// Whose bans must go, by jail.
     pub fn spare(&mut self, never: Vec<IpNet>) -> BTreeSet<(JailName, Target)> {
         self.never = never;
-        let bans = self.courts.iter().flat_map(|court| court.bans.values().chain(&court.asked));
-        let spared = bans.filter(|ban| self.never.iter().any(|net| net.contains(&ban.target.network())));
-        spared.map(|ban| (ban.jail.clone(), ban.target)).collect()
+        let mut spared = BTreeSet::new();
+        for court in &self.courts {
+            let held = court.bans.values().chain(&court.asked);
+            let of_no_use = held.filter(|ban| {
+                let all = self.never.iter().any(|net| net.contains(&ban.target.net()));
+                all || court.law.ignoreip.iter().any(|net| touch(*net, ban.target))
+            });
+            let lifted = of_no_use.filter(|ban| !court.is_taken_over(ban.target));
+            spared.extend(lifted.map(|ban| (ban.jail.clone(), ban.target)));
+        }
+        spared
     }
 
     /// The bans that are over, and no longer believed.
@@ -222,7 +279,7 @@ impl Naive {
         let mut ended = BTreeSet::new();
         for court in &mut self.courts {
             court.bans.retain(|target, ban| {
-                let over = ban.end().is_some_and(|end| end <= now);
+                let over = court_end(ban).is_some_and(|end| end <= now);
                 ended.extend(over.then(|| (ban.jail.clone(), *target)));
                 !over
             });
@@ -233,6 +290,11 @@ impl Naive {
     pub fn court(&self, jail: &JailName) -> usize {
         self.courts.iter().position(|court| court.law.name == jail.as_str()).unwrap()
     }
+}
+
+/// When a ban that ends is believed no longer.
+pub fn court_end(ban: &Ban) -> Option<Timestamp> {
+    ban.end().map(|end| if ban.target.is_network() { end.plus(LINGER) } else { end })
 }
 
 impl Court {
@@ -272,6 +334,69 @@ impl Court {
             last = last.max(*at);
         }
         self.law.user_addrs.is_some_and(|addrs| chain.len() >= addrs as usize)
+    }
+
+    /// Notes that somebody was banned, in place of all in him. False where that is known of his network.
+    fn note_neighbour(&mut self, target: Target, at: Timestamp) -> bool {
+        let since = |(net, then): (&Target, &Timestamp)| *net != target && net.covers(target) && *then >= at;
+        if self.neighbours.iter().any(since) {
+            return false;
+        }
+        self.neighbours.retain(|known, then| *known == target || !target.covers(*known) || *then > at);
+        let last = self.neighbours.entry(target).or_insert(at);
+        *last = at.max(*last);
+        true
+    }
+
+    /// What a new agent knows of neighbours: who was banned, and when last.
+    pub fn restart(&mut self, now: Timestamp) {
+        self.bans.retain(|_, ban| ban.end().is_none_or(|end| end > now));
+        self.neighbours.clear();
+        for (target, (_, last)) in self.offences.clone() {
+            self.note_neighbour(target, last);
+        }
+    }
+
+    /// Every network that is banned or asked for, and shares an address with another target.
+    fn overlapping(&self, target: Target) -> impl Iterator<Item = &Ban> {
+        let others = self.bans.values().chain(&self.asked).filter(|ban| ban.target.is_network());
+        others.filter(move |ban| ban.target != target && touch(ban.target.net(), target))
+    }
+
+    pub fn is_taken_over(&self, target: Target) -> bool {
+        target.is_network() && self.overlapping(target).any(|ban| ban.target.covers(target))
+    }
+
+    /// What to ask for a ban, with the releases of the networks that it takes over; none where another stands in its way.
+    pub fn changes_for(&self, ban: &Ban) -> Option<Vec<Change>> {
+        let mut released = BTreeSet::new();
+        if ban.target.is_network() {
+            let known = self.bans.values().chain(&self.asked).any(|other| other.target == ban.target);
+            for other in self.overlapping(ban.target) {
+                if other.target.covers(ban.target) {
+                    return None;
+                }
+                let longer = ban.end().is_some_and(|end| other.end().is_none_or(|other| other > end));
+                if longer && !known {
+                    return None;
+                }
+                released.extend((!known).then_some(other.target));
+            }
+        }
+        let release = |target| Change::Release { jail: ban.jail.clone(), target };
+        Some(released.into_iter().map(release).chain([Change::Ban(ban.clone())]).collect())
+    }
+
+    /// Whether a ban ends a second later than all of the same target.
+    fn outlasts_its_own(&self, ban: &Ban) -> bool {
+        let second = Duration::from_secs(1);
+        let mut others =
+            self.asked.iter().chain(self.bans.values()).filter(|other| other.target == ban.target);
+        others.all(|other| match (other.end(), ban.end()) {
+            (None, _) => false,
+            (_, None) => true,
+            (Some(old), Some(new)) => old.plus(second) <= new,
+        })
     }
 
     /// How many bans count at `now`: one is forgotten for each `forget` since the last.

@@ -1,13 +1,16 @@
 //! What the kernel makes of us: real netlink in network namespaces that each test makes, with `nft -j` as the judge.
 
+mod dates;
 mod doctor;
 mod documents;
 mod enabled;
 mod hooks;
 mod netns;
+mod networks;
 mod never;
 mod nft;
 mod protects;
+mod random;
 mod recidive;
 mod refuses;
 mod rejects;
@@ -16,3 +19,4 @@ mod repairs;
 mod scene;
 mod selftest;
 mod soaks;
+mod streams;

@@ -87,8 +87,8 @@ pub fn release(name: &str, addr: &str) -> Change {
     Change::Release { jail: jail(name), target: target(addr) }
 }
 
-pub fn target(addr: &str) -> Target {
-    Target::of(addr.parse().unwrap())
+pub fn target(text: &str) -> Target {
+    text.parse().unwrap()
 }
 
 /// `count` different addresses, each banned by sshd for an hour.

@@ -29,6 +29,8 @@ fn the_layout_as_programmed_is_the_documented_one() {
             ban("sshd", "2001:db8:1::5", 600),
             ban("web", "203.0.113.5", 86_400),
             ban("recidive", "192.0.2.10", 604_800),
+            ban("sshd", "203.0.113.0/24", 3_600),
+            ban("sshd", "2001:db8:2::/48", 3_600),
         ];
         apply(&mut netlink, &bans);
         (listed_objects(), run(&LIST))
@@ -56,6 +58,13 @@ fn the_table_read_back_prints_as_nft_prints_it() {
             ban("sshd", "::1", 90),
             ban("sshd", "2001:db8::", 0),
             ban("sshd", "fe80::1", 90),
+            ban("sshd", "255.255.255.0/24", 60),
+            ban("sshd", "203.0.113.0/25", 60),
+            ban("sshd", "203.0.113.128/25", 0),
+            ban("sshd", "8.0.0.0/8", 90),
+            ban("sshd", "2001:db8::/48", 90),
+            ban("sshd", "2001:db8:1::/48", 0),
+            ban("sshd", "ffff::/16", 90),
         ];
         apply(&mut netlink, &bans);
         let table = assert_prints_as_nft_does(&mut netlink);
@@ -107,7 +116,7 @@ fn a_long_never_list_is_replaced_at_once() {
 fn a_ban_again_extends_even_by_the_same_time() {
     in_namespace(|| {
         let mut netlink = installed(&layout());
-        for addr in ["192.0.2.1", "2001:db8::1"] {
+        for addr in ["192.0.2.1", "2001:db8::1", "192.0.2.0/24", "2001:db8::/48"] {
             apply(&mut netlink, &[ban("sshd", addr, 600)]);
             while left(&mut netlink, "sshd", addr) > Duration::from_secs(599) {
                 sleep(Duration::from_millis(50));
@@ -129,10 +138,10 @@ fn a_ban_again_extends_even_by_the_same_time() {
 fn releases_release_and_need_no_ban() {
     in_namespace(|| {
         let mut netlink = installed(&layout());
-        let addrs = ["192.0.2.1", "192.0.2.2", "2001:db8::1"];
+        let addrs = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "203.0.113.0/24", "2001:db8::/48"];
         apply(
             &mut netlink,
-            &[ban("sshd", addrs[0], 600), ban("sshd", addrs[1], 0), ban("sshd", addrs[2], 600)],
+            &[0, 600, 600, 600, 0].into_iter().zip(addrs).map(|(s, a)| ban("sshd", a, s)).collect::<Vec<_>>(),
         );
         apply(&mut netlink, &[ban("web", addrs[0], 600)]);
         apply(&mut netlink, &addrs.map(|addr| release("sshd", addr)));
@@ -315,6 +324,8 @@ fn foreign_things_in_our_table_are_read_and_removed() {
         "add counter inet nftjail own",
         "add element inet nftjail sshd_ports { tcp . 25 }",
         "add element inet nftjail ignore_v4 { 10.0.0.1-10.0.0.3 }",
+        "add element inet nftjail sshd_v4_nets { 10.0.0.1-10.0.0.3 timeout 1m, 10.0.0.9, 0.0.0.0/5 }",
+        "add rule inet nftjail jail_sshd ip6 saddr & ffff:ffff:ffff:ffff:: == @sshd_v6_nets counter name sshd_dropped drop",
         "delete rule inet nftjail prerouting handle HANDLE",
     ];
     let accept = Regex::new("accept # handle ([0-9]+)").unwrap();
@@ -425,24 +436,26 @@ fn packets_of_banned_hosts_are_dropped_counted_and_let_through_again() {
         let cells = vec![cell("dns", &[(Protocol::Udp, 5353)], 10), cell("all", &[], 10)];
         let layout = Layout { cells, ..Layout::default() };
         let mut netlink = installed(&layout);
-        for addr in ["127.0.0.1", "::1"] {
+        for (addr, banned) in
+            [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("127.0.0.1", "127.0.0.0/24"), ("::1", "::/48")]
+        {
             assert!(arrives(addr, 5353) && arrives(addr, 5354));
-            apply(&mut netlink, &[ban("dns", addr, 60)]);
+            apply(&mut netlink, &[ban("dns", banned, 60)]);
             assert!(!arrives(addr, 5353) && arrives(addr, 5354));
-            apply(&mut netlink, &[ban("all", addr, 60)]);
+            apply(&mut netlink, &[ban("all", banned, 60)]);
             assert!(!arrives(addr, 5353) && !arrives(addr, 5354));
-            apply(&mut netlink, &[release("dns", addr)]);
+            apply(&mut netlink, &[release("dns", banned)]);
             assert!(!arrives(addr, 5353));
-            apply(&mut netlink, &[release("all", addr)]);
+            apply(&mut netlink, &[release("all", banned)]);
             assert!(arrives(addr, 5353) && arrives(addr, 5354));
         }
         let dropped = netlink.dropped().unwrap();
-        assert_eq!((dropped[&jail("dns")].packets, dropped[&jail("all")].packets), (4, 4));
+        assert_eq!((dropped[&jail("dns")].packets, dropped[&jail("all")].packets), (8, 8));
         apply(&mut netlink, &[ban("all", "127.0.0.1", 60)]);
         assert!(!arrives("127.0.0.1", 5353));
         let never = vec!["127.0.0.0/8".parse().unwrap()];
         install(&mut netlink, &Layout { never, ..layout }, &[]);
         assert!(arrives("127.0.0.1", 5353), "never banned comes first");
-        assert_eq!(netlink.dropped().unwrap()[&jail("all")].packets, 5, "counters survive a new layout");
+        assert_eq!(netlink.dropped().unwrap()[&jail("all")].packets, 9, "counters survive a new layout");
     });
 }

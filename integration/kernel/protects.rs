@@ -343,5 +343,7 @@ fn connections_of_a_banned_host_are_ended_where_that_is_asked_for() {
     scene.fail(ATTACKER_V6, 3);
     let left = [format!("{SERVER}:22 {OTHER}"), format!("{SERVER}:80 {ATTACKER}")];
     scene.wait_for("the end of both", || established() == left);
+    assert!(ask(&scene, &["ban", "sshd", "203.0.113.0/24"]).status.success());
+    scene.wait_for("the end of those in a banned network", || established() == left[1..]);
     drop(connections);
 }

@@ -72,6 +72,23 @@ fn faults_in_the_configuration_are_pointed_at() {
         ),
         ("jails:\n  sshd:\n    logpath: ''\n", ":3:5: logpath \"\" does not name a file from the root"),
         ("jails:\n  sshd:\n    hook: []\n", ":3:11: name one: prerouting, input or forward"),
+        (
+            "jails:\n  sshd:\n    count_by: [addr, prefx]\n",
+            ":3:22: unknown word \"prefx\": did you mean prefix?",
+        ),
+        (
+            "jails:\n  sshd:\n    count_by: prefix\n",
+            ":3:15: addresses are what is banned: write [addr, user] or [addr, prefix]",
+        ),
+        (
+            "jails:\n  sshd:\n    prefix: {v4: 24}\n",
+            ":3:5: prefix means nothing without count_by: [addr, prefix]",
+        ),
+        ("defaults:\n  prefix: {v4: [24, 15]}\n", ":2:11: /15 is wider than /16 (v6: /32): add force: true"),
+        ("defaults:\n  prefix: {v6: 31}\n", ":2:11: /31 is wider than /16 (v6: /32): add force: true"),
+        ("defaults:\n  prefix: {v4: 7, force: true}\n", ":2:11: /7 is no network that can be banned"),
+        ("defaults:\n  prefix: {v6: 64}\n", ":2:11: /64 is no network that can be banned"),
+        ("defaults:\n  prefix: {offenders: 1}\n", ":2:11: offenders must be from 2 to"),
         ("jails:\n  Sshd:\n", ":2:3: \"Sshd\" cannot name a jail"),
         ("jails:\n  mysshd:\n    port: 22\n", "needs the key rule"),
     ] {
@@ -178,8 +195,8 @@ fn the_verbs_tell_by_their_exit_code_how_it_went() {
     for (arguments, code, message) in [
         (&["ban", "sshd", "203.0.113.1"][..], 0, ""),
         (&["ban", "sshdd", "203.0.113.1"], 5, "unknown jail \"sshdd\": did you mean sshd?"),
-        (&["ban", "sshd", "0.0.0.0/0"], 2, "whole network"),
-        (&["ban", "sshd", "203.0.113"], 2, "is not an IP address"),
+        (&["ban", "sshd", "0.0.0.0/0"], 2, "too much of the internet"),
+        (&["ban", "sshd", "203.0.113"], 2, "is not an IP address or network"),
         (&["ban", "sshd", "203.0.113.1", "--for", "soon"], 2, "is not a length of time"),
         (&["unban", "203.0.113.1"], 0, ""),
         (&["unban", "203.0.113.1"], 5, "is not banned"),

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -124,6 +125,17 @@ impl Scene {
         on_thread_in(&self.server, act)
     }
 
+    /// Gives the attacker many addresses at once.
+    pub fn give_attacker_all(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let lines = addresses.into_iter().map(|address| match address {
+            IpAddr::V4(v4) => format!("addr add {v4}/32 dev cable1\n"),
+            IpAddr::V6(v6) => format!("addr add {v6}/128 dev cable1 nodad\n"),
+        });
+        let batch = self.path("addresses");
+        fs::write(&batch, lines.collect::<String>()).unwrap();
+        ip(&["-n", &self.attacker, "-batch", batch.to_str().unwrap()]);
+    }
+
     fn give_attacker(&self, address: &str) {
         let length = if address.contains(':') { 128 } else { 32 };
         let net = format!("{address}/{length}");
@@ -188,9 +200,13 @@ impl Scene {
         let set = listed["nftables"].as_array().unwrap().iter().find_map(|object| object.get("set")).unwrap();
         let none = Vec::new();
         let elements = set.get("elem").and_then(Value::as_array).unwrap_or(&none);
+        let name = |value: &Value| match value.get("prefix") {
+            Some(net) => format!("{}/{}", net["addr"].as_str().unwrap(), net["len"]),
+            None => value.as_str().unwrap().to_owned(),
+        };
         let read = |element: &Value| match element.get("elem") {
-            Some(inner) => (inner["val"].as_str().unwrap().to_owned(), inner["expires"].as_u64()),
-            None => (element.as_str().unwrap().to_owned(), None),
+            Some(inner) => (name(&inner["val"]), inner["expires"].as_u64()),
+            None => (name(element), None),
         };
         elements.iter().map(read).collect()
     }

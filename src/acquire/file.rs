@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::model::{Timestamp, plain};
 use super::bisect::{Age, end_of_lines, first_wanted};
 use super::identity::{HEAD_BYTES_MAX, Identity, Position};
 use super::tail::{Reading, Tail, fill_at, glimpse};
-use super::{Line, Notice, Progress, What, is_missing, ways};
+use super::{Line, Notice, OpenFile, Progress, What, is_missing, ways};
 
 /// Says whether a line was written before the wanted time.
 pub type AgeOf = Box<dyn FnMut(&[u8]) -> Age + Send>;
@@ -171,7 +171,7 @@ impl Follower {
     }
 
     /// The files that are open, by device and inode.
-    pub(super) fn open_files(&self) -> impl Iterator<Item = ((u64, u64), BorrowedFd<'_>)> {
+    pub(super) fn open_files(&self) -> impl Iterator<Item = OpenFile<'_>> {
         let tails = self.old.iter().chain(&self.current);
         tails.map(|tail| ((tail.identity.dev, tail.identity.inode), tail.file.as_fd()))
     }
@@ -333,8 +333,13 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-fn kind(kind: FileType) -> &'static str {
-    if kind.is_dir() {
+/// What has a name that should be something else's.
+pub(super) fn kind(kind: FileType) -> &'static str {
+    if kind.is_file() {
+        "a file"
+    } else if kind.is_symlink() {
+        "a symbolic link"
+    } else if kind.is_dir() {
         "a directory"
     } else if kind.is_fifo() {
         "a FIFO"

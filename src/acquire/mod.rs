@@ -5,12 +5,15 @@
 //! After every read it calls [`Watch::aim`], and reads again where that says [`Aimed::LookAgain`], because what
 //! was written before the watch was set raised no event. Followers that [`Watch::needs_polling`] names are read
 //! once a second; [`file::Follower::poll_timeout`] says when one has to be read though nothing happened.
+//!
+//! [`stream::Stream`]s are read the same way, and [`ready::Ready`] is to them what the watch is to files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -21,10 +24,16 @@ use crate::model::plain;
 
 pub mod archive;
 pub mod bisect;
+mod command;
+mod datagram;
+mod fifo;
 pub mod file;
 pub mod identity;
 pub mod place;
+pub mod ready;
 pub mod splitter;
+mod stdin;
+pub mod stream;
 mod tail;
 
 /// Which source a line came from: a number that the daemon gives to each.
@@ -34,7 +43,7 @@ pub struct SourceId(pub u32);
 /// One line as it was found, without its newline and carriage return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
-    /// At most [`splitter::LINE_BYTES_MAX`] bytes; any bytes but a newline.
+    /// At most [`splitter::LINE_BYTES_MAX`] bytes, none where it was longer; any bytes but a newline.
     pub text: &'a [u8],
     /// Written after we had once read everything, so that it is about now; otherwise it is backlog.
     pub fresh: bool,
@@ -46,7 +55,7 @@ pub struct Line<'a> {
 pub struct Progress {
     pub lines: u64,
     pub bytes: u64,
-    /// Lines that were dropped as longer than [`splitter::LINE_BYTES_MAX`].
+    /// Lines that were emptied as longer than [`splitter::LINE_BYTES_MAX`].
     pub overlong: u64,
     /// Whether the budget ended before the lines did, so that there is more to read at once.
     pub more: bool,
@@ -77,6 +86,12 @@ pub enum What {
     NotAFile(&'static str),
     /// The system's words for why it cannot be read; tried again at the next event.
     Unreadable(String),
+    /// The kernel dropped so many lines of a stream that were not read in time.
+    Shed(u64),
+    /// A line came over the network from somebody who is not of this host.
+    Stranger(IpAddr),
+    /// What a program wrote to its standard error.
+    Says(String),
 }
 
 impl fmt::Display for Notice {
@@ -92,6 +107,14 @@ impl fmt::Display for Notice {
             }
             What::NotAFile(kind) => write!(f, "cannot read {path}: it is {kind}, not a file"),
             What::Unreadable(reason) => write!(f, "cannot read {path}: {reason}"),
+            What::Shed(1) => write!(f, "{path}: 1 line came faster than it could be read, and was lost"),
+            What::Shed(lines) => {
+                write!(f, "{path}: {lines} lines came faster than they could be read, and were lost")
+            }
+            What::Stranger(addr) => {
+                write!(f, "{path}: refused lines from {addr}: only this host may write here")
+            }
+            What::Says(text) => write!(f, "{path} says: {text}"),
         }
     }
 }
@@ -155,6 +178,9 @@ struct Spot {
     wanted: BTreeSet<(SourceId, Option<OsString>)>,
 }
 
+/// A file that is read, by device and inode.
+type OpenFile<'a> = ((u64, u64), BorrowedFd<'a>);
+
 const EVENT_BUFFER_BYTES: usize = 4096;
 /// How many symbolic links are followed on the way to a file: path_resolution(7) has the same limit.
 const LINKS_MAX: usize = 40;
@@ -170,7 +196,16 @@ impl Watch {
     /// Watches what this follower has open and waits for. To be called after each read: it costs nothing where
     /// nothing changed.
     pub fn aim(&mut self, id: SourceId, follower: &file::Follower) -> Aimed {
-        let files: Vec<_> = follower.open_files().map(|(inode, _)| inode).collect();
+        self.aim_at(id, follower.path(), &follower.open_files().collect::<Vec<_>>())
+    }
+
+    /// Watches who has this name, and nothing of what is written to it.
+    pub fn aim_at_name(&mut self, id: SourceId, path: &Path) -> Aimed {
+        self.aim_at(id, path, &[])
+    }
+
+    fn aim_at(&mut self, id: SourceId, path: &Path, open: &[OpenFile<'_>]) -> Aimed {
+        let files: Vec<_> = open.iter().map(|(inode, _)| *inode).collect();
         let last = self.aims.remove(&id).unwrap_or_default();
         if !last.spots.is_empty() && !last.stale && !last.blind && last.files == files {
             self.aims.insert(id, last);
@@ -182,7 +217,7 @@ impl Watch {
             }
         }
         let mut spots = BTreeSet::new();
-        let blind = self.add_all(id, follower, &mut spots).err();
+        let blind = self.add_all(id, path, open, &mut spots).err();
         self.remove_unwanted(&last.spots);
         let news = match blind.clone() {
             Some(reason) if !last.blind => Aimed::Blind(reason),
@@ -261,7 +296,8 @@ impl Watch {
     fn add_all(
         &mut self,
         id: SourceId,
-        follower: &file::Follower,
+        path: &Path,
+        open: &[OpenFile<'_>],
         spots: &mut BTreeSet<i32>,
     ) -> Result<(), Blind> {
         let mask = WatchMask::MODIFY | WatchMask::ATTRIB | WatchMask::MOVE_SELF | WatchMask::DELETE_SELF;
@@ -269,11 +305,10 @@ impl Watch {
             path: path.to_owned(),
             reason: watch_reason(error),
         };
-        for (_, fd) in follower.open_files() {
+        for (_, fd) in open {
             // By descriptor, not by name: what is watched is what is read, whoever has the name by now.
-            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-            let number = self.add(Path::new(&path), mask, (id, None));
-            spots.insert(number.map_err(|error| refused(follower.path(), &error))?);
+            let number = self.add(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd())), mask, (id, None));
+            spots.insert(number.map_err(|error| refused(path, &error))?);
         }
         let mask = WatchMask::ONLYDIR
             | WatchMask::CREATE
@@ -282,7 +317,7 @@ impl Watch {
             | WatchMask::ATTRIB
             | WatchMask::DELETE_SELF
             | WatchMask::MOVE_SELF;
-        for way in ways(follower.path()) {
+        for way in ways(path) {
             let mut nearest = true;
             for (dir, name) in way {
                 match self.add(&dir, mask, (id, Some(name))) {
@@ -293,7 +328,7 @@ impl Watch {
                     Err(error) => return Err(refused(&dir, &error)),
                 };
                 if std::mem::take(&mut nearest) && is_remote(&dir) {
-                    return Err(Blind::Remote { path: follower.path().to_owned() });
+                    return Err(Blind::Remote { path: path.to_owned() });
                 }
             }
         }

@@ -24,7 +24,7 @@ pub(super) struct Tail {
     pub(super) unlinked: bool,
 }
 
-/// What one call of the follower's `read` hands from file to file.
+/// What one call of `read` hands from file to file.
 pub(super) struct Reading<'a> {
     pub(super) now: Timestamp,
     pub(super) left: usize,
@@ -98,22 +98,25 @@ impl Tail {
                 self.unlinked = self.drained && found.links == 0;
                 return Ok(true);
             }
-            self.deliver(count, reading);
+            self.active = reading.now;
+            reading.deliver(&mut self.splitter, count);
         }
         Ok(false)
     }
+}
 
-    fn deliver(&mut self, count: usize, reading: &mut Reading) {
-        let Reading { buffer, sink, fresh, progress, .. } = reading;
-        let overlong = self.splitter.overlong();
-        self.splitter.push(&buffer[..count], |text, _| {
+impl Reading<'_> {
+    /// Hands on the lines that the first `count` bytes of the buffer complete.
+    pub(super) fn deliver(&mut self, splitter: &mut Splitter, count: usize) {
+        let Reading { buffer, sink, fresh, progress, .. } = self;
+        let overlong = splitter.overlong();
+        splitter.push(&buffer[..count], |text, _| {
             progress.lines += 1;
             sink(Line { text, fresh: *fresh });
         });
-        progress.overlong += self.splitter.overlong() - overlong;
+        progress.overlong += splitter.overlong() - overlong;
         progress.bytes += count as u64;
-        reading.left -= count;
-        self.active = reading.now;
+        self.left -= count;
     }
 }
 

@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use super::address;
 use super::date::Stamp;
+use super::repeat;
 use super::web::{apache_error, clf, nginx_error};
 
 /// How lines are wrapped; patterns see only [`Header::message`].
@@ -50,6 +51,8 @@ pub struct Header<'a> {
     pub client: Option<Client<'a>>,
     pub user: &'a [u8],
     pub message: &'a [u8],
+    /// How many times it came, where a syslog daemon says so; otherwise 0.
+    pub times: u32,
 }
 
 /// A client as a header writes it.
@@ -107,7 +110,8 @@ pub fn read_entry<'a>(format: Format, entry: &Header<'a>) -> Option<Header<'a>> 
 fn wrapped<'a>(line: &'a [u8], read: fn(&'a [u8]) -> Option<Header<'a>>) -> Option<Header<'a>> {
     let outer = syslog(line)?;
     let own = inner(outer.message, read)?;
-    Some(Header { stamp: outer.stamp, host: outer.host, program: outer.program, pid: outer.pid, ..own })
+    let Header { stamp, host, program, pid, times, .. } = outer;
+    Some(Header { stamp, host, program, pid, times, ..own })
 }
 
 /// nginx writes `HOST TAG:` itself unless told `nohostname`, and what receives it from the socket of this machine
@@ -119,6 +123,14 @@ fn inner<'a>(message: &'a [u8], read: fn(&'a [u8]) -> Option<Header<'a>>) -> Opt
 }
 
 fn syslog(line: &[u8]) -> Option<Header<'_>> {
+    let header = one_syslog(line)?;
+    match header.stamp.and_then(|_| repeat::repeated(header.message)) {
+        Some((times, message)) => Some(Header { message, times, ..header }),
+        None => Some(header),
+    }
+}
+
+fn one_syslog(line: &[u8]) -> Option<Header<'_>> {
     let line = match priority(line) {
         Some([b'1', b' ', rest @ ..]) => return rfc5424(rest),
         Some(rest) => rest,
@@ -127,13 +139,21 @@ fn syslog(line: &[u8]) -> Option<Header<'_>> {
     if let Some((stamp, rest)) = bracketed_stamp(line) {
         return Some(Header { stamp: Some(stamp), ..tagged(rest)? });
     }
-    // multilog puts a TAI64N date before what a program says.
-    let found = if line.starts_with(b"@") { Stamp::find(line) } else { Stamp::find_syslog(line) };
-    match found {
+    match stamp_at_start(line) {
         Some((stamp, rest @ [b' ', ..])) => Some(Header { stamp: Some(stamp), ..tagged(trim(rest))? }),
         Some(_) => None,
         None => tagged(line),
     }
+}
+
+/// The date that a syslog daemon put before a line, and what follows it.
+pub(super) fn syslog_stamp(line: &[u8]) -> Option<(Stamp<'_>, &[u8])> {
+    stamp_at_start(priority(line).unwrap_or(line))
+}
+
+fn stamp_at_start(line: &[u8]) -> Option<(Stamp<'_>, &[u8])> {
+    // multilog puts a TAI64N date before what a program says.
+    if line.starts_with(b"@") { Stamp::find(line) } else { Stamp::find_syslog(line) }
 }
 
 /// `[DATE] REST`, as NSD begins the lines of its own file.
@@ -194,7 +214,7 @@ fn is_name(name: &[u8]) -> bool {
 }
 
 /// `auth.info` as busybox's syslogd writes it, or FreeBSD's `<auth.info>`.
-fn is_level(word: &[u8]) -> bool {
+pub(super) fn is_level(word: &[u8]) -> bool {
     let word = word.strip_prefix(b"<").and_then(|inner| inner.strip_suffix(b">")).unwrap_or(word);
     let dot = word.iter().position(|&b| b == b'.');
     dot.is_some_and(|dot| dot > 0 && dot + 1 < word.len())
@@ -395,6 +415,24 @@ mod tests {
         ] {
             assert_eq!(read(Format::Syslog, line.as_bytes()), None, "{line}");
         }
+    }
+
+    #[test]
+    fn what_rsyslog_repeats_is_the_message_of_its_program() {
+        let read = |format, line: &'static str| {
+            let header = read(format, line.as_bytes()).expect(line);
+            (text(header.program), text(header.message), header.times)
+        };
+        let line = "Nov 21 10:00:00 web01 sshd[42]: message repeated 3 times: [ Failed password]";
+        assert_eq!(read(Format::Syslog, line), ("sshd", "Failed password", 3));
+        let line = "Nov 21 10:00:00 web01 kernel: message repeated 3 times: [ [  123.456789] DROP]";
+        assert_eq!(read(Format::Kernel, line), ("kernel", "DROP", 3));
+        let line = "Nov 21 10:00:00 web01 nginx: message repeated 3 times: [ 192.0.2.1 - - [21/Nov/2026:10:00:00 +0000] \
+                    \"GET /\" 404 1]";
+        assert_eq!(read(Format::Clf, line), ("nginx", "\"GET /\" 404 1", 3));
+        // A daemon writes the date as well.
+        let line = "web01 sshd[42]: message repeated 3 times: [ Failed password]";
+        assert_eq!(read(Format::Syslog, line).2, 0);
     }
 
     #[test]

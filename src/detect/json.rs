@@ -140,23 +140,6 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// The line inside a line of Docker's json-file log: `{"log":"…\n","stream":"stdout","time":"…"}`.
-pub fn unwrap_docker(line: &[u8]) -> Option<Vec<u8>> {
-    #[derive(Deserialize)]
-    struct Wrapper {
-        log: String,
-        #[serde(rename = "stream")]
-        _stream: String,
-        #[serde(rename = "time")]
-        _time: String,
-    }
-    if !line.starts_with(br#"{"log":""#) {
-        return None;
-    }
-    let wrapper: Wrapper = serde_json::from_str(&String::from_utf8_lossy(line)).ok()?;
-    Some(wrapper.log.into_bytes())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,12 +174,5 @@ mod tests {
         assert!(!holds(r#"{"status":200,"path":"/login","ok":false}"#));
         assert!(!holds(r#"{"status":401,"path":"/x/login","ok":false}"#));
         assert!(!holds(r#"{"status":401,"path":"/login"}"#));
-    }
-
-    #[test]
-    fn dockers_wrapper_is_taken_off() {
-        let line = br#"{"log":"192.0.2.1 \"GET\"\n","stream":"stdout","time":"2026-11-21T10:00:00Z"}"#;
-        assert_eq!(unwrap_docker(line).unwrap(), b"192.0.2.1 \"GET\"\n");
-        assert_eq!(unwrap_docker(br#"{"log":"x","more":1}"#), None);
     }
 }

@@ -16,12 +16,15 @@ pub mod json;
 pub mod library;
 pub mod pattern;
 pub mod probe;
+pub mod repeat;
 mod restamp;
 pub mod rule;
 pub mod sample;
 pub mod session;
+pub mod skew;
 pub mod steer;
 mod web;
+pub mod wrapper;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -34,12 +37,15 @@ pub use library::Library;
 pub use rule::{Kind, Rule};
 
 use crate::model::{Bantime, Timestamp};
-use date::Dates;
+use date::{Dates, Stamp};
 use file::Session;
 use header::{Format, Header};
 use json::Record;
+use repeat::Again;
 use rule::{Hit, Scratch};
 use session::{Debt, Outcome, Role, Sessions, Told};
+use skew::{Comparison, Skew};
+use wrapper::{Inner, Unwrapper};
 
 /// The longest line that is looked at, in bytes; what is longer is nobody's.
 pub const LINE_BYTES_MAX: usize = 64 << 10;
@@ -107,6 +113,8 @@ pub struct Detector {
     others: Vec<usize>,
     /// Whether a syslog daemon may be the one that writes the source.
     is_syslog: bool,
+    unwrapper: Unwrapper,
+    comparison: Comparison,
     memory: Memory,
 }
 
@@ -122,6 +130,10 @@ struct Memory {
     dates: Dates,
     /// Whether the source has ever shown a line that begins with a date.
     dated: bool,
+    /// Whether some rule's failure pattern fits the line.
+    failed: bool,
+    /// The last line where it was such a one, in case that a daemon says that it came again; empty otherwise.
+    last: Vec<u8>,
 }
 
 impl Detector {
@@ -142,7 +154,15 @@ impl Detector {
         let listen =
             |rule: Arc<Rule>| Listener { scratch: Scratch::new(&rule), sessions: Sessions::default(), rule };
         let rules = rules.into_iter().map(listen).collect();
-        Detector { rules, by_program, others, is_syslog, memory: Memory::default() }
+        Detector {
+            rules,
+            by_program,
+            others,
+            is_syslog,
+            unwrapper: Unwrapper::default(),
+            comparison: Comparison::default(),
+            memory: Memory::default(),
+        }
     }
 
     /// Takes over what the detector that read the source before knew of it: its dates, and the connections that rules
@@ -161,21 +181,44 @@ impl Detector {
         self.rules.iter().map(|listener| &listener.rule)
     }
 
-    /// Offers a line of text to all rules. A line end and Docker's json-file wrapper are taken off.
+    /// Offers a line of text to all rules. A line end and a container runtime's wrapper are taken off.
     ///
     /// A line without a date counts only as long as the source has shown none with a date: a file that a
     /// syslog daemon writes has a header on every line, so text without one is the rest of a message that
-    /// somebody broke in two. Only a rule whose one format is `none` takes every line.
+    /// somebody broke in two. Only a rule whose one format is `none` takes every line. Where a syslog daemon
+    /// says that the line before came again so many times, that line is what is offered, with so much weight.
     pub fn detect(&mut self, text: &[u8], clock: Clock, mut found: impl FnMut(usize, Verdict)) {
         let line = without_line_end(text);
-        if line.len() > LINE_BYTES_MAX {
+        // What is not looked at is as good as an empty line.
+        let line = if line.len() > LINE_BYTES_MAX { b"" } else { line };
+        let Some(Inner { text, written }) = self.unwrapper.open(line) else { return };
+        let line = without_line_end(&text);
+        let mut last = std::mem::take(&mut self.memory.last);
+        if let Some(again) = Again::read(line)
+            && again.is_of(&last)
+        {
+            let said = Said { written: written.or(Some(again.stamp)), times: again.times };
+            self.offer(&mut Reading::new(Some(&last), said), clock, &mut found);
+            self.memory.last = last;
             return;
         }
-        let unwrapped = json::unwrap_docker(line);
-        let line = unwrapped.as_deref().map_or(line, without_line_end);
-        let mut reading =
-            Reading { line: Some(line), entry: Header::default(), headers: [None; 8], json: None };
-        self.offer(&mut reading, clock, &mut found);
+        self.memory.failed = false;
+        self.offer(&mut Reading::new(Some(line), Said { written, times: 0 }), clock, &mut found);
+        last.clear();
+        if self.memory.failed {
+            last.extend_from_slice(line);
+        }
+        self.memory.last = last;
+    }
+
+    /// Compares the date of a line that arrived just now with the clock; whether something new is found.
+    pub fn compare_clocks(&mut self, line: &[u8], now: Timestamp, zone: &TimeZone) -> bool {
+        self.comparison.note(line, now, zone)
+    }
+
+    /// How the dates of the source differ from the clock.
+    pub fn skew(&self) -> Option<Skew> {
+        self.comparison.found()
     }
 
     /// Offers a journal entry to all rules.
@@ -185,7 +228,7 @@ impl Detector {
         }
         let Entry { host, program, pid, message } = entry;
         let entry = Header { host, program, pid, message: without_line_end(message), ..Header::default() };
-        self.offer(&mut Reading { line: None, entry, headers: [None; 8], json: None }, clock, &mut found);
+        self.offer(&mut Reading { entry, ..Reading::new(None, Said::default()) }, clock, &mut found);
     }
 
     fn offer(&mut self, reading: &mut Reading, clock: Clock, found: &mut impl FnMut(usize, Verdict)) {
@@ -203,8 +246,12 @@ impl Detector {
 
 /// The date that a line bears, whichever program wrote it; none where it bears none.
 pub fn date_of(line: &[u8], now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
-    let stamp = restamp::DATED.into_iter().find_map(|format| header::read(format, line)?.stamp)?;
-    stamp.resolve(now, zone)
+    stamp_of(line)?.resolve(now, zone)
+}
+
+fn stamp_of(line: &[u8]) -> Option<Stamp<'_>> {
+    wrapper::written(line)
+        .or_else(|| restamp::DATED.into_iter().find_map(|format| header::read(format, line)?.stamp))
 }
 
 /// One line, and what has been read of it so far.
@@ -212,11 +259,31 @@ struct Reading<'a> {
     /// None where it is a journal entry.
     line: Option<&'a [u8]>,
     entry: Header<'a>,
+    said: Said<'a>,
     headers: [Option<Option<Header<'a>>>; 8],
     json: Option<Option<serde_json::Value>>,
 }
 
+/// What is said of a line elsewhere, by somebody who knows better than the line itself.
+#[derive(Clone, Copy, Debug, Default)]
+struct Said<'a> {
+    written: Option<Stamp<'a>>,
+    /// How many times it came; 0 where nobody says.
+    times: u32,
+}
+
+impl Said<'_> {
+    fn over<'h>(&'h self, header: Header<'h>) -> Header<'h> {
+        let times = if self.times > 0 { self.times } else { header.times };
+        Header { stamp: self.written.or(header.stamp), times, ..header }
+    }
+}
+
 impl<'a> Reading<'a> {
+    fn new(line: Option<&'a [u8]>, said: Said<'a>) -> Self {
+        Reading { line, entry: Header::default(), said, headers: [None; 8], json: None }
+    }
+
     fn header(&mut self, format: Format) -> Option<Header<'a>> {
         *self.headers[format as usize].get_or_insert_with(|| match self.line {
             Some(line) => header::read(format, line),
@@ -234,7 +301,7 @@ impl Listener {
     /// The first of the rule's formats that fits the line decides what the message is.
     fn hear(&mut self, reading: &mut Reading, clock: Clock, memory: &mut Memory) -> Option<Verdict> {
         let rule = Arc::clone(&self.rule);
-        let is_entry = reading.line.is_none();
+        let (is_entry, said) = (reading.line.is_none(), reading.said);
         if is_entry && !rule.hears(reading.entry.program) {
             return None;
         }
@@ -242,7 +309,7 @@ impl Listener {
             if format == Format::Json {
                 let Some(value) = reading.json() else { continue };
                 let record = Record::new(value, rule.fields.as_ref()?);
-                return self.judge(&record.header(), Some(&record), clock, memory);
+                return self.judge(&said.over(record.header()), Some(&record), clock, memory);
             }
             let Some(header) = reading.header(format) else { continue };
             let names_programs = matches!(format, Format::Syslog | Format::Kernel);
@@ -255,7 +322,7 @@ impl Listener {
             if header.stamp.is_none() && memory.dated && !is_whole {
                 continue;
             }
-            return self.judge(&header, None, clock, memory);
+            return self.judge(&said.over(header), None, clock, memory);
         }
         None
     }
@@ -273,7 +340,10 @@ impl Listener {
         let noted = Some(Verdict::Noted { pattern: hit.pattern });
         let role = match pattern.kind {
             Kind::Ignore => return noted,
-            Kind::Failure => Role::Failure,
+            Kind::Failure => {
+                memory.failed = true;
+                Role::Failure
+            }
             Kind::Success => Role::Success,
             Kind::Session => Role::Told,
         };
@@ -290,8 +360,8 @@ impl Listener {
         };
         let count =
             hit.count.map_or_else(|| record.map_or(1, |record| counted(record.count.as_bytes())), counted);
-        let debt =
-            Debt { pattern: hit.pattern, weight: pattern.weight.saturating_mul(count).clamp(1, WEIGHT_MAX) };
+        let weight = pattern.weight.saturating_mul(count).saturating_mul(header.times.max(1));
+        let debt = Debt { pattern: hit.pattern, weight: weight.clamp(1, WEIGHT_MAX) };
         let user = hit.user.unwrap_or(header.user);
         let key = session_key(rule, &hit, header, record);
         let path = hit.path.or_else(|| record.and_then(|record| record.path.as_ref()).map(String::as_bytes));
@@ -522,10 +592,9 @@ mod tests {
             r#"{"ip":"192.0.2.1","status":200,"msg":"Login failed: 203.0.113.9","app":"core"}"#,
             r#"{"ip":"192.0.2.1","msg":"Login failed","app":"x"}"#,
             r#"{"ip":"host.example.com","status":401}"#,
-            r#"{"log":"{\"ip\":\"192.0.2.1\",\"status\":401}\n","stream":"stdout","time":"2026-11-21T10:00:00Z"}"#,
             "192.0.2.1",
         ];
-        let expected = ["0:192.0.2.1*1", "0:2001:db8::1*3", "0:192.0.2.1*1", "", "", "0:192.0.2.1*1", ""];
+        let expected = ["0:192.0.2.1*1", "0:2001:db8::1*3", "0:192.0.2.1*1", "", "", ""];
         assert_eq!(found(&[rule(yaml)], &lines), expected);
     }
 
@@ -536,6 +605,135 @@ mod tests {
         let lines =
             ["bad 192.0.2.1", "h app[1]: bad 192.0.2.1", dated, "bad 192.0.2.1", "h app[1]: bad 192.0.2.1"];
         assert_eq!(found(&[rule], &lines), ["0:192.0.2.1*1", "0:192.0.2.1*1", "", "", ""]);
+    }
+
+    /// What a runtime makes of a line.
+    fn wrapped(line: &str) -> [String; 2] {
+        let log = serde_json::to_string(&format!("{line}\n")).unwrap();
+        [
+            format!(r#"{{"log":{log},"stream":"stdout","time":"2026-11-21T09:00:00Z"}}"#),
+            format!("2026-11-21T09:00:00Z stdout F {line}"),
+        ]
+    }
+
+    #[test]
+    fn lines_of_containers_are_unwrapped_and_dated_by_their_runtime() {
+        let rules = [
+            rule(SYSLOG),
+            rule("format: json\nfields: {host: ip}\nfailregex: [{where: {a: 1}}]"),
+            rule("format: none\nfailregex: ['^bad <HOST>$']"),
+        ];
+        let lines =
+            ["bad 192.0.2.1", "Nov 21 10:00:00 h app[1]: bad 192.0.2.2", r#"{"ip":"192.0.2.3","a":1}"#];
+        for runtime in [0, 1] {
+            let mut detector = Detector::new(rules.to_vec());
+            let mut out = Vec::new();
+            for line in lines {
+                let clock = Clock::Written { now: NOW, zone: &TimeZone::UTC };
+                detector.detect(wrapped(line)[runtime].as_bytes(), clock, |index, verdict| {
+                    let Verdict::Failure(finding) = verdict else { panic!() };
+                    assert_eq!(finding.at.to_string(), "2026-11-21T09:00:00.000Z");
+                    out.push((index, finding.addr.to_string()));
+                });
+            }
+            let expected = [(2, "192.0.2.1"), (0, "192.0.2.2"), (1, "192.0.2.3")];
+            assert_eq!(out, expected.map(|(index, addr)| (index, addr.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_syslog_file_obeys_no_wrapper_that_somebody_wrote_into_it() {
+        let rules = [rule(SYSLOG), rule("format: none\nfailregex: ['^bad <HOST>$']")];
+        for forged in wrapped("Nov 21 10:00:00 h app[1]: bad 192.0.2.1") {
+            assert_eq!(found(&rules, &["Nov 21 10:00:00 h x[1]: hello", &forged]), ["", ""]);
+        }
+    }
+
+    const BAD: &str = "Nov 21 10:00:00 h app[1]: bad 192.0.2.1";
+
+    #[test]
+    fn what_a_daemon_says_came_again_counts_so_often() {
+        let rules = [rule(SYSLOG), rule("format: syslog\nfailregex: [{regex: '^bad <HOST>$', weight: 2}]")];
+        let line = "Nov 21 10:00:00 h app[1]: message repeated 3 times: [ bad 192.0.2.1]";
+        assert_eq!(found(&rules, &[line]), ["0:192.0.2.1*3 1:192.0.2.1*6"]);
+        let again = "Nov 21 10:00:30 h last message repeated 3 times";
+        let (once, thrice) = ("0:192.0.2.1*1 1:192.0.2.1*2", "0:192.0.2.1*3 1:192.0.2.1*6");
+        // sysklogd tells after a while, and then again.
+        assert_eq!(found(&rules, &[BAD, again, again]), [once, thrice, thrice]);
+        let more = line.replace("3", "7");
+        assert_eq!(found(&rules, &[&more, again])[1], thrice);
+        let most = format!("0:192.0.2.1*{WEIGHT_MAX} 1:192.0.2.1*{WEIGHT_MAX}");
+        for line in [line, again].map(|line| line.replace('3', "999999999")) {
+            assert_eq!(found(&rules, &[BAD, &line.replace("10:00:9999999990", "10:00:30")])[1], most);
+        }
+    }
+
+    #[test]
+    fn what_came_again_is_the_line_just_before_on_the_same_host() {
+        let rules = [rule(SYSLOG)];
+        let again = "Nov 21 10:00:30 h last message repeated 3 times";
+        let other = "Nov 21 10:00:30 g last message repeated 3 times";
+        let hello = "Nov 21 10:00:00 h x[1]: hello";
+        assert_eq!(found(&rules, &[BAD, hello, again]), ["0:192.0.2.1*1", "", ""]);
+        assert_eq!(found(&rules, &[BAD, other, again]), ["0:192.0.2.1*1", "", ""]);
+        assert_eq!(found(&rules, &[again, BAD]), ["", "0:192.0.2.1*1"]);
+        let long = "x".repeat(LINE_BYTES_MAX + 1);
+        assert_eq!(found(&rules, &[BAD, &long, again]), ["0:192.0.2.1*1", "", ""]);
+    }
+
+    #[test]
+    fn a_client_cannot_say_that_a_line_came_again() {
+        let rules = [rule("format: syslog\nprogram: [app]\nfailregex: ['^bad user <USER> from <HOST>$']")];
+        let victim = "Nov 21 10:00:00 h app[1]: bad user bob from 203.0.113.9";
+        for name in [
+            "last message repeated 1000 times",
+            "message repeated 1000 times: [ bad user x from 203.0.113.9]",
+            "x Last message 'bad user bob from 20' repeated 1000 times, suppressed by syslog-ng on h",
+        ] {
+            let line = format!("Nov 21 10:00:00 h app[1]: bad user {name} from 192.0.2.1");
+            assert_eq!(found(&rules, &[victim, &line]), ["0:203.0.113.9*1", "0:192.0.2.1*1"]);
+            for quoted in ["closing for {}", "{}: closing", "user {}"] {
+                let line = format!("Nov 21 10:00:00 h app[1]: {}", quoted.replace("{}", name));
+                assert_eq!(found(&rules, &[victim, &line]), ["0:203.0.113.9*1", ""], "{line}");
+            }
+        }
+        // What rsyslog cut may end wherever a client likes.
+        let name = format!("{} from 203.0.113.9", "x".repeat(800 - " bad user  from 203.0.113.9".len()));
+        let cut = format!("Nov 21 10:00:00 h app[1]: message repeated 9 times: [ bad user {name}]");
+        assert_eq!(found(&rules, &[&cut]), [""]);
+        assert_eq!(
+            found(&rules, &[&cut.replace("xx ", "x ")]),
+            ["0:203.0.113.9*9"],
+            "a byte less was not cut"
+        );
+    }
+
+    #[test]
+    fn what_only_tells_of_a_session_does_not_count_when_it_comes_again() {
+        let yaml = "format: syslog\nsession: pid\nfailregex: ['^bad$']\nsessionregex: ['^is <HOST>$']";
+        let line = |message: &str| format!("Nov 21 10:00:00 h app[1]: {message}");
+        let again = "Nov 21 10:00:30 h last message repeated 3 times";
+        let lines = [&line("bad"), &line("is 192.0.2.1"), again, &line("bad"), again].map(str::to_owned);
+        let lines = lines.each_ref().map(String::as_str);
+        let expected = ["", "0:192.0.2.1*1", "", "0:192.0.2.1*1", "0:192.0.2.1*3"];
+        assert_eq!(found(&[rule(yaml)], &lines), expected);
+        let lines = [&line("bad"), again, &line("is 192.0.2.1")].map(str::to_owned);
+        assert_eq!(found(&[rule(yaml)], &lines.each_ref().map(String::as_str)), ["", "", "0:192.0.2.1*3"]);
+    }
+
+    #[test]
+    fn what_came_again_is_dated_by_the_line_that_says_so() {
+        let mut detector = Detector::new(vec![rule(SYSLOG)]);
+        let mut at = Vec::new();
+        for line in [BAD, "Nov 21 10:00:30 h last message repeated 3 times"] {
+            let now = NOW.plus(std::time::Duration::from_secs(3600));
+            let clock = Clock::Written { now, zone: &TimeZone::UTC };
+            detector.detect(line.as_bytes(), clock, |_, verdict| {
+                let Verdict::Failure(finding) = verdict else { panic!() };
+                at.push(finding.at.to_string());
+            });
+        }
+        assert_eq!(at, ["2026-11-21T10:00:00.000Z", "2026-11-21T10:00:30.000Z"]);
     }
 
     #[test]

@@ -127,3 +127,25 @@ pub fn run<'l>(rule: Arc<Rule>, lines: impl Iterator<Item = &'l [u8]>) -> Option
     }
     last
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_that_names_another_user_path_or_count_is_a_fault() {
+        let told = |expected: &str| {
+            let text = format!(
+                "rule: t\nabout: x\nformat: none\nfailregex: ['^<COUNT> of (?P<user>[a-z]+) for <PATH> from <HOST>$']\n\
+                 samples:\n  - {{line: 2 of ann for /a from 192.0.2.1, addr: 192.0.2.1, {expected}}}\n  \
+                 - {{line: nothing}}\n  - {{line: nothing, hostile: true}}\n"
+            );
+            let file = crate::yaml::read("t.yaml", &text).unwrap();
+            check("t.yaml", &file).unwrap().iter().map(|fault| fault.message.clone()).collect::<String>()
+        };
+        assert_eq!(told("user: ann, path: /a, count: 2"), "");
+        assert!(told("user: bob").starts_with("names the user \"ann\", and must name \"bob\""));
+        assert!(told("path: /b").starts_with("names the path \"/a\", and must name \"/b\""));
+        assert!(told("count: 1").starts_with("counts as 2, and must count as 1"));
+    }
+}

@@ -1,7 +1,8 @@
 //! Who is never banned: networks merged into ranges, asked by binary search.
 #![forbid(unsafe_code)]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::LazyLock;
 
 use ipnet::IpNet;
 
@@ -35,9 +36,21 @@ impl Allow {
 
     /// Whether any address of `net` is in the set.
     pub fn touches(&self, net: IpNet) -> bool {
+        self.first_in(net).is_some()
+    }
+
+    /// The first address of `net` that is in the set.
+    pub fn first_in(&self, net: IpNet) -> Option<IpAddr> {
         let (first, last) = (bits(net.network()), bits(last(&net)));
-        let after = self.ranges.partition_point(|(start, _)| *start <= last);
-        after > 0 && first <= self.ranges[after - 1].1
+        let (start, _) = self.ranges.get(self.ranges.partition_point(|(_, end)| *end < first))?;
+        (*start <= last).then(|| IpAddr::V6(Ipv6Addr::from_bits(first.max(*start))).to_canonical())
+    }
+
+    /// Whether all addresses of `net` are in the set.
+    pub fn holds(&self, net: IpNet) -> bool {
+        let (first, last) = (bits(net.network()), bits(last(&net)));
+        let range = self.ranges.get(self.ranges.partition_point(|(_, end)| *end < first));
+        range.is_some_and(|(start, end)| *start <= first && last <= *end)
     }
 }
 
@@ -55,15 +68,14 @@ fn bits(addr: IpAddr) -> u128 {
 
 /// Addresses that no remote host can have, whatever a log says: loopback, unspecified, link-local, multicast
 /// and reserved ones (RFC 6890). Banning one would cut the host from itself or its neighbours.
-pub fn is_unbannable(addr: IpAddr) -> bool {
-    match addr.to_canonical() {
-        IpAddr::V4(v4) => {
-            v4.octets()[0] == 0 || v4.is_loopback() || v4.is_link_local() || v4 >= Ipv4Addr::new(224, 0, 0, 0)
-        }
-        IpAddr::V6(v6) => {
-            v6 == Ipv6Addr::UNSPECIFIED || v6.is_loopback() || v6.is_unicast_link_local() || v6.is_multicast()
-        }
-    }
+pub fn unbannable() -> &'static Allow {
+    static NETS: LazyLock<Allow> = LazyLock::new(|| {
+        let v4 = ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"];
+        let v6 = ["::/127", "fe80::/10", "ff00::/8"];
+        let nets: Vec<IpNet> = v4.iter().chain(&v6).map(|net| net.parse().expect("a net")).collect();
+        Allow::new(&nets)
+    });
+    &NETS
 }
 
 /// Loopback and private addresses (RFC 1918, RFC 4193): in a log that the world writes to, those of a proxy.
@@ -78,6 +90,7 @@ pub fn is_internal(addr: IpAddr) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::Ipv4Addr;
 
     fn nets(texts: &[&str]) -> Vec<IpNet> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -108,15 +121,37 @@ mod tests {
     }
 
     #[test]
+    fn of_a_network_the_first_allowed_address_is_named() {
+        let allow = Allow::new(&nets(&["192.0.2.7/32", "192.0.2.9/32", "198.51.100.0/24", "2001:db8::/32"]));
+        for (net, first) in [
+            ("192.0.2.0/24", Some("192.0.2.7")),
+            ("192.0.2.8/29", Some("192.0.2.9")),
+            ("192.0.2.128/25", None),
+            ("198.51.100.128/25", Some("198.51.100.128")),
+            ("2001:db8:1::/48", Some("2001:db8:1::")),
+            ("203.0.0.0/8", None),
+        ] {
+            assert_eq!(
+                allow.first_in(net.parse().unwrap()),
+                first.map(|addr| addr.parse().unwrap()),
+                "{net}"
+            );
+        }
+        for (net, all) in [("198.51.100.128/25", true), ("198.51.0.0/16", false), ("192.0.2.7/32", true)] {
+            assert_eq!(allow.holds(net.parse().unwrap()), all, "{net}");
+        }
+    }
+
+    #[test]
     fn what_no_remote_host_can_have_is_unbannable() {
         for addr in ["0.0.0.0", "0.1.2.3", "127.8.8.8", "169.254.1.1", "224.0.0.1", "255.255.255.255", "::"] {
-            assert!(is_unbannable(addr.parse().unwrap()), "{addr}");
+            assert!(unbannable().covers(addr.parse().unwrap()), "{addr}");
         }
         for addr in ["::1", "fe80::1", "ff02::1", "::ffff:127.0.0.1"] {
-            assert!(is_unbannable(addr.parse().unwrap()), "{addr}");
+            assert!(unbannable().covers(addr.parse().unwrap()), "{addr}");
         }
         for addr in ["192.0.2.1", "10.0.0.1", "2001:db8::1", "223.255.255.255"] {
-            assert!(!is_unbannable(addr.parse().unwrap()), "{addr}");
+            assert!(!unbannable().covers(addr.parse().unwrap()), "{addr}");
         }
     }
 

@@ -62,6 +62,12 @@ impl Friends {
         self.logins.get(&target).is_some_and(|last| now.since(*last) <= time)
     }
 
+    /// Who has logged in within `time` before `now`.
+    pub fn of(&self, now: Timestamp, time: Duration) -> impl Iterator<Item = Target> {
+        let lately = self.logins.iter().filter(move |(_, last)| now.since(**last) <= time);
+        lately.map(|(target, _)| *target)
+    }
+
     /// When a target logged in last: to save it.
     pub fn last(&self, target: Target) -> Option<Timestamp> {
         self.logins.get(&target).copied()

@@ -4,6 +4,8 @@
 pub mod allow;
 pub mod bantime;
 pub mod friend;
+pub mod network;
+pub mod prefix;
 pub mod room;
 pub mod series;
 pub mod window;
@@ -15,9 +17,11 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use crate::model::{Ban, Bantime, Change, Failure, JailName, Mark, Memory, Target, Timestamp};
-use allow::{Allow, is_unbannable};
+use allow::{Allow, unbannable};
 use bantime::{Increment, Offenders};
 use friend::Friends;
+use network::forgotten_at;
+use prefix::{Neighbours, PrefixLaw};
 use series::Series;
 use window::Window;
 
@@ -43,6 +47,8 @@ pub struct Terms {
     pub ignoreip: Allow,
     /// Its failures are the bans of other jails.
     pub hears_bans: bool,
+    /// When whole networks are banned; none where they never are.
+    pub prefix: Option<PrefixLaw>,
 }
 
 /// What became of one failure.
@@ -70,13 +76,16 @@ pub struct Jail {
     window: Window,
     /// Bans the kernel took.
     bans: BTreeMap<Target, Ban>,
-    /// The ends of those that end, so that the next is found without looking at all.
+    /// How many of these are networks.
+    networks: usize,
+    /// When those that end are forgotten, so that the next is found without looking at all.
     ends: BTreeSet<(Timestamp, Target)>,
     /// The ends of bans asked for and not answered yet; of one target there may be several.
     asked: BTreeMap<Target, Vec<Option<Timestamp>>>,
     offenders: Offenders,
     friends: Friends,
     series: Series,
+    neighbours: Option<Neighbours>,
     failed_total: u64,
     banned_total: u64,
 }
@@ -92,8 +101,10 @@ impl Jail {
     pub fn new(terms: Terms) -> Self {
         Jail {
             window: Window::new(terms.findtime, terms.distinct, window::TARGETS_MAX),
+            neighbours: terms.prefix.clone().map(Neighbours::new),
             terms,
             bans: BTreeMap::new(),
+            networks: 0,
             ends: BTreeSet::new(),
             asked: BTreeMap::new(),
             offenders: Offenders::default(),
@@ -112,6 +123,9 @@ impl Jail {
     pub fn amend(&mut self, terms: Terms) {
         let most = friend::maxretry(terms.maxretry) as usize - 1;
         self.window.amend(terms.findtime, terms.distinct, most);
+        if terms.prefix != self.terms.prefix {
+            self.neighbours = terms.prefix.clone().map(Neighbours::new);
+        }
         self.terms = terms;
     }
 
@@ -204,14 +218,11 @@ impl Jail {
     /// counts there; `ignoreip` of one jail has no such guard, so its neighbours in a /64 are spared too.
     fn spares(&self, addr: IpAddr, never: &Allow) -> bool {
         let addr = addr.to_canonical();
-        is_unbannable(addr) || never.covers(addr) || self.terms.ignoreip.touches(Target::of(addr).net())
+        unbannable().covers(addr) || never.covers(addr) || self.terms.ignoreip.touches(Target::of(addr).net())
     }
 
     fn ask(&mut self, ban: Ban) -> Verdict {
-        // All that are asked for, not only the last: each may be taken, and the kernel keeps whichever came last.
-        let asked = self.asked.get(&ban.target).into_iter().flatten().copied();
-        let mut ends = asked.chain(self.bans.get(&ban.target).map(Ban::end));
-        let stands = ends.any(|end| match (end, ban.end()) {
+        let stands = self.ends_of(ban.target).any(|end| match (end, ban.end()) {
             (None, _) => true,
             (Some(_), None) => false,
             (Some(old), Some(new)) => new < old.plus(EXTENSION_MIN),
@@ -221,6 +232,13 @@ impl Jail {
         }
         self.note_asked(&ban);
         Verdict::Ban(ban)
+    }
+
+    /// When the bans of a target end, as they stand and as they are asked for: all of these, not only the last, since
+    /// each may be taken, and the kernel keeps whichever came last.
+    fn ends_of(&self, target: Target) -> impl Iterator<Item = Option<Timestamp>> {
+        let asked = self.asked.get(&target).into_iter().flatten().copied();
+        asked.chain(self.bans.get(&target).map(Ban::end))
     }
 
     /// A ban is on its way to the kernel; no shorter one is asked for after it.
@@ -247,12 +265,18 @@ impl Jail {
                     self.banned_total += 1;
                     self.offenders.note(ban.target, ban.at, self.forget());
                 }
+                if let Some(neighbours) = self.neighbours.as_mut().filter(|_| ban.target.is_network()) {
+                    neighbours.remember(ban.target, ban.at);
+                }
                 new
             }
             Change::Release { target, .. } => {
                 self.drop_ban(*target);
                 self.window.forget(*target);
                 self.offenders.pardon(*target);
+                if let Some(neighbours) = self.neighbours.as_mut() {
+                    neighbours.forget(*target);
+                }
                 false
             }
         }
@@ -307,9 +331,10 @@ impl Jail {
         self.bans.range((start, Bound::Unbounded)).map(|(_, ban)| ban)
     }
 
-    /// How many of the bans believed last beyond `moment`.
-    pub fn bans_beyond(&self, moment: Timestamp) -> usize {
-        self.bans.len() - self.ends.iter().take_while(|(end, _)| *end <= moment).count()
+    /// How many of the bans of hosts that are believed last beyond `moment`.
+    pub fn hosts_beyond(&self, moment: Timestamp) -> usize {
+        let over = self.ends.iter().take_while(|(end, _)| *end <= moment);
+        self.bans.len() - self.networks - over.filter(|(_, target)| !target.is_network()).count()
     }
 
     /// How many earlier bans of a target count at `now`.
@@ -335,6 +360,9 @@ impl Jail {
         self.window.restore(target, times, most);
         if let Some((count, last)) = offender {
             self.offenders.restore(target, count, last);
+            if let Some(neighbours) = self.neighbours.as_mut() {
+                neighbours.remember(target, last);
+            }
         }
         if let Some(last) = friend {
             self.friends.note(target, last);
@@ -364,15 +392,17 @@ impl Jail {
 
     fn hold(&mut self, ban: Ban) -> bool {
         let new = self.drop_ban(ban.target).is_none();
-        self.ends.extend(ban.end().map(|end| (end, ban.target)));
+        self.ends.extend(ban.end().map(|end| (forgotten_at(end, ban.target), ban.target)));
+        self.networks += usize::from(ban.target.is_network());
         self.bans.insert(ban.target, ban);
         new
     }
 
     fn drop_ban(&mut self, target: Target) -> Option<Ban> {
         let ban = self.bans.remove(&target)?;
+        self.networks -= usize::from(target.is_network());
         if let Some(end) = ban.end() {
-            self.ends.remove(&(end, target));
+            self.ends.remove(&(forgotten_at(end, target), target));
         }
         Some(ban)
     }
@@ -393,6 +423,7 @@ mod tests {
             bantime: Bantime::For(Duration::from_secs(60)),
             increment: None,
             hears_bans: false,
+            prefix: None,
             ignoreip: Allow::new(&["198.51.100.0/24".parse().unwrap(), "2001:db8:1::7/128".parse().unwrap()]),
         })
     }
@@ -591,6 +622,154 @@ mod tests {
         assert_eq!(jail.handle_failure(&failure("2001:db8::2", 0), &never, 0, 0), Verdict::Counted(2));
         assert_eq!(jail.handle_failure(&failure("2001:db8:0:1::2", 0), &never, 0, 0), Verdict::Counted(1));
         assert!(matches!(jail.handle_failure(&failure("2001:db8::3", 0), &never, 0, 0), Verdict::Ban(_)));
+    }
+
+    fn net_ban(net: &str, second: i64, seconds: u64) -> Ban {
+        Ban {
+            jail: "sshd".parse().unwrap(),
+            target: net.parse().unwrap(),
+            at: Timestamp::from_millis(second * 1_000),
+            bantime: Bantime::For(Duration::from_secs(seconds)),
+        }
+    }
+
+    /// A jail that bans a /24, /56 or /48 for two offenders in a minute.
+    fn jail_of_networks() -> Jail {
+        let findtime = Duration::from_secs(60);
+        let mut terms = jail(1).terms;
+        terms.prefix = Some(PrefixLaw { v4: vec![24], v6: vec![56, 48], offenders: 2, findtime });
+        Jail::new(terms)
+    }
+
+    /// The failure of an address that is banned for one, taken by the kernel, and what follows for its network.
+    fn banned(jail: &mut Jail, addr: &str, second: i64, never: &Allow) -> Vec<Change> {
+        let Verdict::Ban(ban) = jail.handle_failure(&failure(addr, second), never, 0, 0) else { panic!() };
+        assert!(jail.handle_taken(&Change::Ban(ban.clone())));
+        jail.handle_neighbour(&ban, never, ban.at)
+    }
+
+    #[test]
+    fn the_last_offender_of_many_bans_the_network_for_as_long_as_himself() {
+        let (mut jail, never) = (jail_of_networks(), Allow::default());
+        assert_eq!(banned(&mut jail, "192.0.2.1", 0, &never), []);
+        assert_eq!(banned(&mut jail, "192.0.2.2", 9, &never), [Change::Ban(net_ban("192.0.2.0/24", 9, 60))]);
+        assert!(jail.is_taken_over(net_ban("192.0.2.0/25", 0, 1).target), "also while it is only asked for");
+        assert_eq!(banned(&mut jail, "2001:db8:9::1", 10, &never), []);
+        let first = banned(&mut jail, "2001:db8:9:1::1", 10, &never);
+        assert_eq!(first, [Change::Ban(net_ban("2001:db8:9::/56", 10, 60))]);
+        jail.handle_taken(&first[0]);
+        let narrow = first[0].target();
+        let wide = [
+            Change::Release { jail: jail.terms.name.clone(), target: narrow },
+            Change::Ban(net_ban("2001:db8:9::/48", 20, 60)),
+        ];
+        assert_eq!(banned(&mut jail, "2001:db8:9:100::1", 20, &never), wide);
+    }
+
+    #[test]
+    fn no_rule_bans_a_network_with_somebody_to_be_spared_in_it() {
+        for (second, never) in [("198.51.101.9", "198.51.101.7/32"), ("2001:db8:1:1::", "::/128")] {
+            let (mut jail, never) = (jail_of_networks(), Allow::new(&[never.parse().unwrap()]));
+            let first = if second.contains(':') { "2001:db8:1:2::" } else { "198.51.101.8" };
+            assert_eq!(banned(&mut jail, first, 0, &never), []);
+            assert_eq!(banned(&mut jail, second, 0, &never), [], "{second}");
+        }
+    }
+
+    #[test]
+    fn no_rule_bans_a_network_with_a_friend_in_it_who_is_not_banned_himself() {
+        for (friend, spared) in [("192.0.2.9", true), ("192.0.2.1", false), ("192.0.3.9", false)] {
+            let (mut jail, never) = (jail_of_networks(), Allow::default());
+            jail.terms.friend_for = Some(Duration::from_secs(60));
+            banned(&mut jail, "192.0.2.1", 0, &never);
+            jail.handle_success(friend.parse().unwrap(), None, Timestamp::from_millis(500), &never);
+            assert_eq!(banned(&mut jail, "192.0.2.2", 1, &never).is_empty(), spared, "{friend}");
+        }
+    }
+
+    #[test]
+    fn the_bans_of_hosts_are_counted_apart_from_those_of_networks() {
+        let mut jail = jail(1);
+        for (target, seconds) in
+            [("192.0.2.0/24", 60), ("192.0.2.7", 60), ("192.0.2.8", 9), ("192.0.3.0/24", 9)]
+        {
+            jail.restore(net_ban(target, 0, seconds));
+        }
+        let at = |second: i64| Timestamp::from_millis(second * 1_000);
+        assert_eq!([0, 9, 60].map(|second| jail.hosts_beyond(at(second))), [2, 1, 0]);
+        jail.handle_timeout(at(60));
+        assert_eq!(
+            (jail.hosts_beyond(at(0)), jail.bans().len()),
+            (0, 1),
+            "a network is believed a little longer"
+        );
+    }
+
+    #[test]
+    fn a_ban_for_ever_is_the_hosts_own() {
+        let (mut jail, never) = (jail_of_networks(), Allow::default());
+        banned(&mut jail, "192.0.2.1", 0, &never);
+        let ban = Ban { bantime: Bantime::Forever, ..net_ban("192.0.2.2", 0, 1) };
+        assert!(jail.handle_taken(&Change::Ban(ban.clone())));
+        let wide = jail.handle_neighbour(&ban, &never, ban.at);
+        assert_eq!(wide, [Change::Ban(net_ban("192.0.2.0/24", 0, 60))]);
+        let late = Timestamp::from_millis(60_000);
+        assert_eq!(jail.handle_neighbour(&net_ban("192.0.2.3", 1, 10), &never, late), [], "it is over");
+    }
+
+    #[test]
+    fn networks_never_overlap_and_no_ban_is_shortened_by_another() {
+        let mut jail = jail(1);
+        let release =
+            |net: &str| Change::Release { jail: "sshd".parse().unwrap(), target: net.parse().unwrap() };
+        for ban in [net_ban("192.0.2.0/26", 0, 100), net_ban("192.0.2.9", 0, 1_000)] {
+            jail.restore(ban);
+        }
+        jail.note_asked(&net_ban("192.0.2.128/26", 0, 60));
+        let wide = net_ban("192.0.2.0/24", 0, 100);
+        let all = [release("192.0.2.0/26"), release("192.0.2.128/26"), Change::Ban(wide.clone())];
+        assert_eq!(jail.changes_for(&wide), Ok(all.to_vec()), "a host's own ban is left alone");
+        let shorter = net_ban("192.0.2.0/24", 0, 99);
+        assert_eq!(jail.changes_for(&shorter), Err("192.0.2.0/26".parse().unwrap()));
+        jail.handle_taken(&Change::Ban(wide.clone()));
+        jail.handle_taken(&release("192.0.2.0/26"));
+        let narrow = net_ban("192.0.2.64/26", 50, 1_000);
+        assert_eq!(jail.changes_for(&narrow), Err(wide.target));
+        let again = net_ban("192.0.2.0/24", 1, 7);
+        assert_eq!(
+            jail.changes_for(&again),
+            Ok(vec![Change::Ban(again.clone())]),
+            "nothing is taken over twice"
+        );
+        let host = net_ban("192.0.2.7", 0, 7);
+        assert_eq!(jail.changes_for(&host), Ok(vec![Change::Ban(host.clone())]));
+    }
+
+    #[test]
+    fn a_network_is_believed_until_its_element_is_gone_for_sure() {
+        let mut jail = jail(1);
+        let ban = net_ban("192.0.2.0/24", 0, 60);
+        jail.restore(ban.clone());
+        assert_eq!(jail.poll_timeout(), Some(Timestamp::from_millis(61_000)));
+        assert_eq!(jail.handle_timeout(Timestamp::from_millis(60_999)), []);
+        assert_eq!(jail.handle_timeout(Timestamp::from_millis(61_000)), [ban]);
+        assert_eq!(jail.poll_timeout(), None);
+    }
+
+    fn offender(target: Target) -> Memory {
+        let jail = "sshd".parse().unwrap();
+        Memory { jail, target, times: Vec::new(), offender: Some((1, Timestamp::default())), friend: None }
+    }
+
+    #[test]
+    fn neighbours_count_on_after_a_restart_and_the_pardoned_do_not() {
+        let (mut jail, never) = (jail_of_networks(), Allow::default());
+        jail.restore_memory(offender(target("192.0.2.1")));
+        assert_eq!(banned(&mut jail, "192.0.2.2", 0, &never).len(), 1);
+        jail.restore_memory(offender(target("203.0.113.1")));
+        let name = jail.terms.name.clone();
+        jail.handle_taken(&Change::Release { jail: name, target: target("203.0.113.1") });
+        assert_eq!(banned(&mut jail, "203.0.113.2", 0, &never), []);
     }
 
     #[test]

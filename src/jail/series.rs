@@ -88,8 +88,10 @@ mod tests {
         }
         assert!(record(4, 1_900), "slow, but without a pause");
         assert!(record(1, 2_500));
-        assert!(!record(5, 3_101), "after a pause it begins anew");
-        assert!(!record(6, 3_101) && !record(7, 3_101) && record(8, 3_101));
+        assert!(record(5, 1_000), "a line that is read late");
+        assert!(record(6, 3_100), "ends nothing");
+        assert!(!record(7, 3_701), "after a pause it begins anew");
+        assert!(!record(8, 3_701) && !record(9, 3_701) && record(10, 3_701));
     }
 
     #[test]

@@ -265,6 +265,14 @@ mod tests {
         assert_eq!(window.record(target(2), at(3_001), 1, None, 3), Some(2));
         window.amend(Duration::from_secs(60), false, 2);
         assert_eq!(window.record(target(2), at(3_002), 1, None, 3), Some(2), "the first is too old by now");
+        window.amend(Duration::from_secs(60), true, 2);
+        for _ in 0..2 {
+            assert_eq!(
+                window.record(target(3), at(3_002), 1, Some(Mark::MIN), 3),
+                Some(1),
+                "one thing counts once"
+            );
+        }
         window.amend(Duration::from_secs(60), false, 0);
         assert!(window.is_empty(), "and none is kept where one is enough");
     }

@@ -5,9 +5,9 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use ipnet::{Ipv4Subnets, Ipv6Subnets};
-
-use super::table::{Answer, Chain, Counter, Element, Family, Key, KeyType, Place, Rule, Set, TABLE, Table};
+use super::table::{
+    Answer, Chain, Counter, Element, Family, Key, KeyType, Place, Rule, Set, TABLE, Table, prefix_len,
+};
 use crate::model::{Dropped, Hook, Protocol};
 
 impl fmt::Display for Table {
@@ -141,21 +141,6 @@ fn bits(addr: IpAddr) -> u128 {
     }
 }
 
-/// The prefix length of an interval that is exactly one network.
-fn prefix_len(first: IpAddr, last: IpAddr) -> Option<u8> {
-    match (first, last) {
-        (IpAddr::V4(first), IpAddr::V4(last)) => {
-            let mut nets = Ipv4Subnets::new(first, last, 0);
-            nets.next().filter(|net| net.broadcast() == last).map(|net| net.prefix_len())
-        }
-        (IpAddr::V6(first), IpAddr::V6(last)) => {
-            let mut nets = Ipv6Subnets::new(first, last, 0);
-            nets.next().filter(|net| net.broadcast() == last).map(|net| net.prefix_len())
-        }
-        _ => None,
-    }
-}
-
 /// An address as inet_ntop(3) of the GNU C library writes it, which nft uses: `::1.2.3.4` too is dotted.
 struct Addr(IpAddr);
 
@@ -219,25 +204,30 @@ impl fmt::Display for Place {
     }
 }
 
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::Ipv4 => "ip saddr",
+            Family::Ipv6 => "ip6 saddr",
+            Family::Ipv6By64 => "ip6 saddr & ffff:ffff:ffff:ffff:: ==",
+        })
+    }
+}
+
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Rule::Accept { family: Family::Ipv4, set } => write!(f, "ip saddr @{set} accept"),
-            Rule::Accept { family: Family::Ipv6, set } => write!(f, "ip6 saddr @{set} accept"),
+            Rule::Accept { family, set } => write!(f, "{family} @{set} accept"),
             Rule::JumpPorts { ports, chain } => write!(f, "meta l4proto . th dport @{ports} jump {chain}"),
             Rule::Jump { chain } => write!(f, "jump {chain}"),
             Rule::Drop { family, set, counter, answer } => {
-                let source = match family {
-                    Family::Ipv4 => "ip saddr",
-                    Family::Ipv6 => "ip6 saddr & ffff:ffff:ffff:ffff:: ==",
-                };
                 let (protocol, end) = match (answer, family) {
                     (Answer::Nothing, _) => ("", "drop"),
                     (Answer::Reset, _) => (" meta l4proto tcp", "reject with tcp reset"),
                     (Answer::Unreachable, Family::Ipv4) => ("", "reject with icmp port-unreachable"),
-                    (Answer::Unreachable, Family::Ipv6) => ("", "reject with icmpv6 port-unreachable"),
+                    (Answer::Unreachable, _) => ("", "reject with icmpv6 port-unreachable"),
                 };
-                write!(f, "{source} @{set}{protocol} counter name \"{counter}\" {end}")
+                write!(f, "{family} @{set}{protocol} counter name \"{counter}\" {end}")
             }
             Rule::Foreign(expressions) => write!(f, "# foreign: {expressions}"),
         }

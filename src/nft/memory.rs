@@ -59,7 +59,7 @@ impl Firewall for Memory {
     fn table(&mut self, elements: bool) -> Result<Option<Table>, Refusal> {
         Ok(self.table.as_ref().map(|held| {
             let mut table = held.table.clone();
-            for set in table.sets.iter_mut().filter(|set| elements || !set.timeout) {
+            for set in table.sets.iter_mut().filter(|set| elements || !set.timeout || set.interval) {
                 set.elements = held.elements[&set.name].values().cloned().collect();
             }
             let count = |(name, contents): (&String, &Contents)| (name.clone(), contents.len() as u32);
@@ -75,7 +75,7 @@ impl Firewall for Memory {
 
     fn remaining(&mut self, jail: &JailName, target: Target) -> Result<Option<Standing>, Refusal> {
         let contents = self.table.as_ref().and_then(|held| held.elements.get(&set_name(jail, target)));
-        let element = contents.and_then(|contents| contents.get(&Key::Addr(target.network())));
+        let element = contents.and_then(|contents| contents.get(&Key::of(target)));
         Ok(element.map(|element| Standing {
             jail: jail.clone(),
             target,
@@ -99,6 +99,7 @@ fn explain(
             let (set, size) = (set.to_owned(), size(set).unwrap_or(0));
             Refusal::Full { operation, element, set, size }
         }
+        (Errno::EXIST, Some((set, _))) => Refusal::Overlaps { operation, element, set: set.to_owned() },
         (Errno::NOENT, _) => Refusal::Missing { operation, element, doing },
         _ => Refusal::Failed { operation: Some(operation), element, doing, errno },
     }

@@ -12,7 +12,7 @@ use super::attribute::Writer;
 use super::plan::set_name;
 use super::reply::{self, Mark, Reply, replies};
 use super::surroundings::{self, Surroundings};
-use super::table::{KeyType, Set, Standing, TABLE, Table};
+use super::table::{Element, Key, KeyType, Standing, TABLE, Table};
 use super::transaction::Transaction;
 use super::wire::*;
 use super::{Firewall, Refusal};
@@ -202,6 +202,13 @@ impl Netlink {
                 let (set, size) = (set.to_owned(), self.size(transaction, set));
                 Refusal::Full { operation, element, set, size }
             }
+            // Of two intervals that end alike the second is taken, and then not found.
+            (Errno::EXIST, Some((set, _)))
+            | (Errno::NOENT, Some((set, [Element { key: Key::Range(..), .. }])))
+                if element.is_some() =>
+            {
+                Refusal::Overlaps { operation, element, set: set.to_owned() }
+            }
             (Errno::NOENT, _) => Refusal::Missing { operation, element, doing },
             _ => Refusal::Failed { operation: Some(operation), element, doing, errno },
         }
@@ -271,8 +278,8 @@ impl Netlink {
         })?;
         self.ask(NFT_MSG_GETFLOWTABLE, true, name, |body| table.foreign.extend(reply::flow_table(body)))?;
         for set in table.sets.iter_mut().filter(|set| set.key != KeyType::Foreign) {
-            if elements || !set.timeout {
-                set.elements = reply::elements(set, self.marks(set)?);
+            if elements || !set.timeout || set.interval {
+                set.elements = reply::elements(set.interval, self.marks(&set.name)?);
             }
         }
         Ok(Some(table))
@@ -315,14 +322,33 @@ impl Netlink {
         })
     }
 
-    fn marks(&mut self, set: &Set) -> Result<Vec<Mark>, Unanswered> {
+    fn marks(&mut self, set: &str) -> Result<Vec<Mark>, Unanswered> {
         let mut marks = Vec::new();
         let body = |writer: &mut Writer| {
             writer.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
-            writer.text(NFTA_SET_ELEM_LIST_SET, &set.name);
+            writer.text(NFTA_SET_ELEM_LIST_SET, set);
         };
         self.ask(NFT_MSG_GETSETELEM, true, body, |body| marks.extend(reply::marks(body)))?;
         Ok(marks)
+    }
+
+    /// One element; none where it or its set is not there.
+    fn element(&mut self, set: &str, key: Key) -> Result<Option<Element>, Unanswered> {
+        let mut marks = Vec::new();
+        let interval = matches!(key, Key::Range(..));
+        let asked = match interval {
+            // Asked for one address, the kernel would name whatever interval holds it.
+            true => self.marks(set).map(|all| marks = all),
+            false => {
+                let body = |writer: &mut Writer| one_element(writer, set, key);
+                self.ask(NFT_MSG_GETSETELEM, false, body, |body| marks = reply::marks(body))
+            }
+        };
+        match asked {
+            Err(Unanswered::Refused(Errno::NOENT)) => return Ok(None),
+            other => other?,
+        }
+        Ok(reply::elements(interval, marks).into_iter().find(|element| element.key == key))
     }
 }
 
@@ -367,19 +393,10 @@ impl Firewall for Netlink {
 
     fn remaining(&mut self, jail: &JailName, target: Target) -> Result<Option<Standing>, Refusal> {
         let set = set_name(jail, target);
-        let mut marks = Vec::new();
-        let body = |writer: &mut Writer| one_element(writer, &set, target.network());
-        match self.ask(NFT_MSG_GETSETELEM, false, body, |body| marks = reply::marks(body)) {
-            Ok(()) => {}
-            Err(Unanswered::Refused(Errno::NOENT)) => return Ok(None),
-            Err(other) => return Err(not_read(&format!("looking up {target} in set {set}"), other)),
-        }
-        Ok(marks.pop().map(|mark| Standing {
-            jail: jail.clone(),
-            target,
-            timeout: mark.timeout,
-            expires: mark.expires,
-        }))
+        let doing = format!("looking up {target} in set {set}");
+        let held = self.steadily(&doing, |netlink| netlink.element(&set, Key::of(target)))?;
+        let jail = jail.clone();
+        Ok(held.map(|Element { timeout, expires, .. }| Standing { jail, target, timeout, expires }))
     }
 }
 

@@ -1,13 +1,13 @@
 //! From what we want to the one transaction that makes the kernel hold it: the whole layout, or changes to bans.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::table::{
-    Answer, Chain, Counter, Element, Family, Key, KeyType, Place, Rule, Set, Standing, Table,
+    Answer, Chain, Counter, Element, Family, Key, KeyType, NETS, Place, Rule, Set, Standing, Table,
 };
 use super::transaction::{ELEMENTS_MAX, Operation, Transaction};
 use crate::model::{Block, Cell, Change, Dropped, Hook, JailName, Layout, Ports, Target, Timestamp};
@@ -26,8 +26,10 @@ pub fn wanted(layout: &Layout) -> Table {
     let mut chains = Vec::new();
     for cell in &layout.cells {
         let jail = &cell.jail;
-        table.sets.push(bans(cell, KeyType::Ipv4));
-        table.sets.push(bans(cell, KeyType::Ipv6));
+        for nets in [false, true] {
+            table.sets.push(bans(cell, KeyType::Ipv4, nets));
+            table.sets.push(bans(cell, KeyType::Ipv6, nets));
+        }
         let chain = format!("jail_{jail}");
         let jump = match ports(cell) {
             None => Rule::Jump { chain: chain.clone() },
@@ -61,9 +63,15 @@ fn drops(cell: &Cell) -> Vec<Rule> {
         Block::Reject => &[Answer::Reset, Answer::Unreachable],
     };
     let mut rules = Vec::new();
-    for (family, suffix) in [(Family::Ipv4, "v4"), (Family::Ipv6, "v6")] {
+    // Whole networks come last: few are banned, and a lookup among intervals is the slower one.
+    for (family, key, nets) in [
+        (Family::Ipv4, KeyType::Ipv4, false),
+        (Family::Ipv6By64, KeyType::Ipv6, false),
+        (Family::Ipv4, KeyType::Ipv4, true),
+        (Family::Ipv6, KeyType::Ipv6, true),
+    ] {
         for &answer in answers {
-            let (set, counter) = (format!("{}_{suffix}", cell.jail), format!("{}_dropped", cell.jail));
+            let (set, counter) = (bans_name(&cell.jail, key, nets), format!("{}_dropped", cell.jail));
             rules.push(Rule::Drop { family, set, counter, answer });
         }
     }
@@ -82,14 +90,35 @@ fn never(name: &str, key: KeyType, nets: Vec<IpNet>) -> Set {
     Set { name: name.to_owned(), key, timeout: false, interval: true, size: None, comment, elements }
 }
 
-fn bans(cell: &Cell, key: KeyType) -> Set {
-    let jail = &cell.jail;
-    let (name, comment) = match key {
-        KeyType::Ipv6 => (format!("{jail}_v6"), format!("jail {jail} /64")),
-        _ => (format!("{jail}_v4"), format!("jail {jail}")),
+/// The most networks of each family that one jail can hold. Before Linux 6.10 or so the kernel counts the end of an
+/// interval as an element too, and half as many fit.
+const NETS_MAX: u32 = 1 << 16;
+
+fn bans(cell: &Cell, key: KeyType, nets: bool) -> Set {
+    let what = match (key, nets) {
+        (_, true) => " networks",
+        (KeyType::Ipv6, false) => " /64",
+        _ => "",
     };
-    let size = Some(cell.capacity);
-    Set { name, key, timeout: true, interval: false, size, comment: Some(comment), elements: Vec::new() }
+    Set {
+        name: bans_name(&cell.jail, key, nets),
+        key,
+        timeout: true,
+        interval: nets,
+        size: Some(if nets { cell.capacity.min(NETS_MAX) } else { cell.capacity }),
+        comment: Some(format!("jail {}{what}", cell.jail)),
+        elements: Vec::new(),
+    }
+}
+
+fn bans_name(jail: &JailName, key: KeyType, nets: bool) -> String {
+    let family = if key == KeyType::Ipv4 { "v4" } else { "v6" };
+    format!("{jail}_{family}{}", if nets { NETS } else { "" })
+}
+
+/// The set that holds a jail's bans of a target's kind.
+pub fn set_name(jail: &JailName, target: Target) -> String {
+    bans_name(jail, if target.is_v4() { KeyType::Ipv4 } else { KeyType::Ipv6 }, target.is_network())
 }
 
 fn ports(cell: &Cell) -> Option<Set> {
@@ -107,8 +136,8 @@ fn ports(cell: &Cell) -> Option<Set> {
 /// remaining time, everything else that is not in the layout goes. Empty where nothing is to be done.
 ///
 /// `found` must have been read with its elements: sets that must be created anew are filled from it.
-/// `standing` are bans to put in as well; where `found` has the ban already, the kernel's is kept. Where a set
-/// cannot hold all, those that last longest are put in.
+/// `standing` are bans to put in as well; where `found` has the ban already, or a network that overlaps it, the
+/// kernel's is kept. Where a set cannot hold all, those that last longest are put in.
 pub fn install(layout: &Layout, found: Option<&Table>, standing: &[Standing]) -> Transaction {
     let wanted = wanted(layout);
     let nothing = Table::default();
@@ -136,14 +165,15 @@ pub fn install(layout: &Layout, found: Option<&Table>, standing: &[Standing]) ->
     transaction
 }
 
-/// As [`install`], but `found` was read without its elements: of `believed`, only what was in sets that must be
+/// As [`install`], but `found` was read without the bans of hosts: of `believed`, only what was in sets that must be
 /// created anew is put in, since the others hold theirs.
 pub fn mend(layout: &Layout, found: Option<&Table>, believed: Vec<Standing>) -> Transaction {
     let wanted = wanted(layout);
     let kept = found.filter(|found| may_stay(found, &wanted));
+    // Networks are few, and were read.
     let holds = |ban: &Standing| {
         let stands = kept.and_then(|found| found.set(&set_name(&ban.jail, ban.target)));
-        stands.is_some_and(|set| stays(set, &wanted))
+        stands.is_some_and(|set| stays(set, &wanted) && !set.interval)
     };
     let lost: Vec<Standing> = believed.into_iter().filter(|ban| !holds(ban)).collect();
     install(layout, found, &lost)
@@ -195,16 +225,11 @@ fn stays(set: &Set, wanted: &Table) -> bool {
 fn by_set(standing: &[Standing]) -> BTreeMap<String, BTreeMap<Key, Element>> {
     let mut sets: BTreeMap<String, BTreeMap<Key, Element>> = BTreeMap::new();
     for ban in standing {
-        let key = Key::Addr(ban.target.network());
+        let key = Key::of(ban.target);
         let element = Element::lasting(key, ban.timeout, ban.expires);
         sets.entry(set_name(&ban.jail, ban.target)).or_default().insert(key, element);
     }
     sets
-}
-
-/// The set that holds a jail's bans of a target's family.
-pub fn set_name(jail: &JailName, target: Target) -> String {
-    format!("{jail}_{}", if target.is_v4() { "v4" } else { "v6" })
 }
 
 /// Creates one set where it is not there, and gives it the elements that it lacks.
@@ -229,9 +254,20 @@ fn fill(
         }
         return add(transaction, &set.name, set.elements.clone());
     }
-    let held = held.set(&set.name).filter(|held| held.key == set.key && !held.interval);
+    let held = held.set(&set.name).filter(|held| held.key == set.key && held.interval == set.interval);
     let held = held.map_or(&[][..], |held| &held.elements);
+    let (held, strange): (Vec<&Element>, Vec<&Element>) =
+        held.iter().partition(|element| element.key.target().is_some());
+    // Nobody could have banned these. They are added first, in case they run out meanwhile.
+    for element in strange.into_iter().filter(|_| stands.is_some()) {
+        let elements: Arc<[Element]> = [Element::permanent(element.key)].into();
+        let origins: Arc<[usize]> = [].into();
+        change(transaction, &set.name, &elements, &origins, DELETE);
+    }
     let mut missing: BTreeMap<Key, Element> = standing.cloned().unwrap_or_default();
+    // What the kernel holds may be newer than what is missed: a network that took this one over.
+    let held_keys: BTreeSet<Key> = held.iter().map(|element| element.key).collect();
+    missing.retain(|key, _| held_keys.contains(key) || !overlaps(&held_keys, *key));
     for element in held {
         match stands {
             Some(_) => missing.remove(&element.key),
@@ -244,6 +280,14 @@ fn fill(
     let taken = stands.map_or(0, |stands| stands.elements.len());
     let room = set.size.map_or(usize::MAX, |size| (size as usize).saturating_sub(taken));
     add(transaction, &set.name, longest(missing, room));
+}
+
+/// Whether an interval shares an address with any of these, which do not overlap each other.
+fn overlaps(held: &BTreeSet<Key>, key: Key) -> bool {
+    let Key::Range(first, last) = key else { return false };
+    // The only one that can reach into it from below is the last that does not begin after it.
+    let below = held.range(..=Key::Range(last, last)).next_back();
+    matches!(below, Some(Key::Range(_, end)) if *end >= first)
 }
 
 fn same_elements(one: &Set, other: &Set) -> bool {
@@ -292,6 +336,10 @@ fn program(transaction: &mut Transaction, old: &Table, wanted: &Table) {
 /// Every element is added before it is deleted, so that deleting cannot fail where it does not exist, and a
 /// ban is added once more: on no kernel does a mere repeated add extend the timer for sure.
 /// Where a set is full, releasing what it does not hold is refused as full too.
+///
+/// Networks must not overlap, for the kernel refuses that: one that is asked for comes with the releases of those
+/// in it. Such a network cannot be there yet, and is added once: Linux 6.18 cannot find the end of an interval
+/// that was added where another one with the same end was deleted in the same transaction.
 pub fn apply(changes: &[Change], now: Timestamp) -> Transaction {
     let mut last: BTreeMap<(&JailName, Target), usize> = BTreeMap::new();
     for (index, change) in changes.iter().enumerate() {
@@ -300,8 +348,9 @@ pub fn apply(changes: &[Change], now: Timestamp) -> Transaction {
         }
     }
     let mut sets: BTreeMap<(bool, String), Vec<(Element, usize)>> = BTreeMap::new();
+    let mut nets = Vec::new();
     for ((jail, target), index) in last {
-        let key = Key::Addr(target.network());
+        let key = Key::of(target);
         let (is_ban, element) = match &changes[index] {
             Change::Ban(ban) => {
                 let left = ban.end().map(|end| end.since(now));
@@ -309,23 +358,66 @@ pub fn apply(changes: &[Change], now: Timestamp) -> Transaction {
             }
             Change::Release { .. } => (false, Element::permanent(key)),
         };
-        sets.entry((is_ban, set_name(jail, target))).or_default().push((element, index));
+        match target.is_network() {
+            true => nets.push((is_ban, jail, target, element, index)),
+            false => sets.entry((is_ban, set_name(jail, target))).or_default().push((element, index)),
+        }
     }
     let mut transaction = Transaction::default();
     for ((is_ban, set), pairs) in sets {
         for chunk in pairs.chunks(ELEMENTS_MAX) {
             let elements: Arc<[Element]> = chunk.iter().map(|(element, _)| element.clone()).collect();
             let origins: Arc<[usize]> = chunk.iter().map(|(_, index)| *index).collect();
-            let add = Operation::AddElements { set: set.clone(), elements: elements.clone() };
-            let delete = Operation::DeleteElements { set: set.clone(), elements };
-            transaction.push_from(add.clone(), origins.clone());
-            transaction.push_from(delete, origins.clone());
-            if is_ban {
-                transaction.push_from(add, origins);
-            }
+            change(&mut transaction, &set, &elements, &origins, if is_ban { ADD_ANEW } else { DELETE });
         }
     }
+    // One by one: of those that overlap, one is gone before the other comes.
+    nets.sort_by_key(|(is_ban, ..)| *is_ban);
+    let gone: BTreeSet<(&JailName, Target)> =
+        nets.iter().filter(|(is_ban, ..)| !is_ban).map(|(_, jail, target, ..)| (*jail, *target)).collect();
+    for (is_ban, jail, target, element, index) in nets {
+        let takes_over = || inside(&gone, jail, target).next().is_some();
+        let steps = match is_ban {
+            false => DELETE,
+            true if takes_over() => ADD,
+            true => ADD_ANEW,
+        };
+        change(&mut transaction, &set_name(jail, target), &[element].into(), &[index].into(), steps);
+    }
     transaction
+}
+
+/// Whether to add at each step, or to delete.
+type Steps = &'static [bool];
+const ADD: Steps = &[true];
+const DELETE: Steps = &[true, false];
+const ADD_ANEW: Steps = &[true, false, true];
+
+fn change(
+    transaction: &mut Transaction,
+    set: &str,
+    elements: &Arc<[Element]>,
+    origins: &Arc<[usize]>,
+    steps: Steps,
+) {
+    for adds in steps {
+        let (set, elements) = (set.to_owned(), elements.clone());
+        let operation = match adds {
+            true => Operation::AddElements { set, elements },
+            false => Operation::DeleteElements { set, elements },
+        };
+        transaction.push_from(operation, origins.clone());
+    }
+}
+
+/// The networks of a jail that lie in another.
+fn inside<'a>(
+    nets: &'a BTreeSet<(&JailName, Target)>,
+    jail: &'a JailName,
+    target: Target,
+) -> impl Iterator<Item = Target> + 'a {
+    let later = nets.range((jail, target)..).map(|(owner, net)| (*owner, *net));
+    later.take_while(move |(owner, net)| *owner == jail && target.covers(*net)).map(|(_, net)| net)
 }
 
 #[cfg(test)]
@@ -391,14 +483,64 @@ mod tests {
         let transaction = apply(&changes, NOW);
         let sizes: Vec<usize> =
             transaction.operations().iter().map(|operation| operation.elements().unwrap().1.len()).collect();
-        assert_eq!(sizes, [1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 500, 500, 500]);
-        let mut origins: Vec<usize> = (0..9)
+        assert_eq!(sizes, [700, 700, 700, 700, 700, 700, 700, 700, 700, 400, 400, 400]);
+        let mut origins: Vec<usize> = (0..12)
             .step_by(3)
-            .flat_map(|operation| (0..1_000).map(move |element| (operation, element)))
+            .flat_map(|operation| (0..700).map(move |element| (operation, element)))
             .filter_map(|(operation, element)| transaction.change_at(operation, element))
             .collect();
         origins.sort();
         assert!(origins.into_iter().eq(0..2_500));
+    }
+
+    #[test]
+    fn a_network_comes_after_those_that_it_takes_over_and_is_added_once() {
+        let changes = [
+            release("192.0.2.0/26"),
+            ban("192.0.2.0/24", 60_000),
+            ban("203.0.113.0/24", 60_000),
+            release("192.0.2.128/25"),
+        ];
+        let transaction = apply(&changes, NOW);
+        let expected = [
+            "add element inet nftjail sshd_v4_nets { 192.0.2.0/26 }",
+            "delete element inet nftjail sshd_v4_nets { 192.0.2.0/26 }",
+            "add element inet nftjail sshd_v4_nets { 192.0.2.128/25 }",
+            "delete element inet nftjail sshd_v4_nets { 192.0.2.128/25 }",
+            "add element inet nftjail sshd_v4_nets { 192.0.2.0/24 timeout 1m }",
+            "add element inet nftjail sshd_v4_nets { 203.0.113.0/24 timeout 1m }",
+            "delete element inet nftjail sshd_v4_nets { 203.0.113.0/24 }",
+            "add element inet nftjail sshd_v4_nets { 203.0.113.0/24 timeout 1m }",
+        ];
+        assert_eq!(transaction.to_string().lines().collect::<Vec<_>>(), expected);
+        let origins: Vec<_> = (0..8).map(|operation| transaction.change_at(operation, 0)).collect();
+        assert_eq!(origins, [0, 0, 3, 3, 1, 2, 2, 2].map(Some));
+    }
+
+    #[test]
+    fn intervals_that_nobody_could_have_banned_are_removed_and_networks_stay() {
+        let cell = Cell {
+            jail: jail("sshd"),
+            ports: Ports::All,
+            block: Block::Drop,
+            hooks: prerouting(),
+            capacity: 9,
+        };
+        let layout = Layout { cells: vec![cell], ..Layout::default() };
+        let mut memory = Memory::default();
+        memory.commit(&install(&layout, None, &[])).unwrap();
+        memory.commit(&apply(&[ban("192.0.2.0/24", 60_000), ban("2001:db8::/48", 60_000)], NOW)).unwrap();
+        let odd = [("10.0.0.1", "10.0.0.1"), ("10.0.0.2", "10.0.0.4"), ("0.0.0.0", "7.255.255.255")]
+            .map(|(first, last)| Key::Range(first.parse().unwrap(), last.parse().unwrap()));
+        let mut strange = Transaction::default();
+        let elements = odd.map(Element::permanent);
+        strange.push(Operation::AddElements { set: "sshd_v4_nets".to_owned(), elements: elements.into() });
+        let before = memory.table(true).unwrap();
+        memory.commit(&strange).unwrap();
+        let found = memory.table(true).unwrap();
+        assert_eq!(found.as_ref().unwrap().standing().count(), 2);
+        memory.commit(&install(&layout, found.as_ref(), &[])).unwrap();
+        assert_eq!(memory.table(true).unwrap(), before);
     }
 
     #[test]
@@ -437,15 +579,18 @@ mod tests {
         layout.cells[0].block = Block::Reject;
         let found = memory.table(true).unwrap();
         let script = install(&layout, found.as_ref(), &[]).to_string();
-        let v4 = "add rule inet nftjail jail_sshd ip saddr @sshd_v4";
-        let v6 = "add rule inet nftjail jail_sshd ip6 saddr & ffff:ffff:ffff:ffff:: == @sshd_v6";
-        let expected = [
-            "flush chain inet nftjail jail_sshd",
-            &format!("{v4} meta l4proto tcp counter name \"sshd_dropped\" reject with tcp reset"),
-            &format!("{v4} counter name \"sshd_dropped\" reject with icmp port-unreachable"),
-            &format!("{v6} meta l4proto tcp counter name \"sshd_dropped\" reject with tcp reset"),
-            &format!("{v6} counter name \"sshd_dropped\" reject with icmpv6 port-unreachable"),
-        ];
+        let mut expected = vec!["flush chain inet nftjail jail_sshd".to_owned()];
+        for (source, icmp) in [
+            ("ip saddr @sshd_v4", "icmp"),
+            ("ip6 saddr & ffff:ffff:ffff:ffff:: == @sshd_v6", "icmpv6"),
+            ("ip saddr @sshd_v4_nets", "icmp"),
+            ("ip6 saddr @sshd_v6_nets", "icmpv6"),
+        ] {
+            let rule = format!("add rule inet nftjail jail_sshd {source}");
+            let counter = "counter name \"sshd_dropped\" reject with";
+            expected.push(format!("{rule} meta l4proto tcp {counter} tcp reset"));
+            expected.push(format!("{rule} {counter} {icmp} port-unreachable"));
+        }
         assert_eq!(script.lines().collect::<Vec<_>>(), expected);
     }
 
@@ -513,10 +658,12 @@ mod tests {
                 memory.commit(&install(&layout, found.as_ref(), &[])).unwrap();
                 for cell in &layout.cells {
                     let was = before.cells.iter().any(|old| old.jail == cell.jail);
-                    let target = "192.0.2.1".parse().unwrap();
-                    prop_assert_eq!(memory.remaining(&cell.jail, target).unwrap().is_some(), was);
-                    let (jail, at, bantime) = (cell.jail.clone(), NOW, Bantime::Forever);
-                    memory.commit(&apply(&[Change::Ban(Ban { jail, target, at, bantime })], NOW)).unwrap();
+                    for target in ["192.0.2.1", "192.0.2.0/24", "2001:db8::/48"] {
+                        let target = target.parse().unwrap();
+                        prop_assert_eq!(memory.remaining(&cell.jail, target).unwrap().is_some(), was);
+                        let (jail, at, bantime) = (cell.jail.clone(), NOW, Bantime::Forever);
+                        memory.commit(&apply(&[Change::Ban(Ban { jail, target, at, bantime })], NOW)).unwrap();
+                    }
                 }
                 let found = memory.table(true).unwrap();
                 prop_assert!(install(&layout, found.as_ref(), &[]).is_empty());

@@ -103,11 +103,17 @@ fn expressions(rule: &Rule) -> Vec<Expression> {
             Expression::Equal { value: vec![NFPROTO_IPV4] },
             Expression::Payload { register: NFT_REG_1, base: NFT_PAYLOAD_NETWORK, offset: 12, length: 4 },
         ],
-        Family::Ipv6 => vec![
-            Expression::Meta { key: NFT_META_NFPROTO },
-            Expression::Equal { value: vec![NFPROTO_IPV6] },
-            Expression::Payload { register: NFT_REG_1, base: NFT_PAYLOAD_NETWORK, offset: 8, length: 16 },
-        ],
+        Family::Ipv6 | Family::Ipv6By64 => {
+            let mut steps = vec![
+                Expression::Meta { key: NFT_META_NFPROTO },
+                Expression::Equal { value: vec![NFPROTO_IPV6] },
+                Expression::Payload { register: NFT_REG_1, base: NFT_PAYLOAD_NETWORK, offset: 8, length: 16 },
+            ];
+            if *family == Family::Ipv6By64 {
+                steps.push(Expression::Mask { mask: MASK_64.to_vec() });
+            }
+            steps
+        }
     };
     let lookup = |set: &String| Expression::Lookup { set: set.clone() };
     let jump = |chain: &String| Expression::Verdict { code: NFT_JUMP, chain: Some(chain.clone()) };
@@ -125,9 +131,6 @@ fn expressions(rule: &Rule) -> Vec<Expression> {
         Rule::Jump { chain } => vec![jump(chain)],
         Rule::Drop { family, set, counter, answer } => {
             let mut steps = source(family);
-            if *family == Family::Ipv6 {
-                steps.push(Expression::Mask { mask: MASK_64.to_vec() });
-            }
             steps.push(lookup(set));
             if *answer == Answer::Reset {
                 steps.push(Expression::Meta { key: NFT_META_L4PROTO });
@@ -150,7 +153,7 @@ fn end(answer: Answer, family: Family) -> Expression {
         (Answer::Unreachable, Family::Ipv4) => {
             Expression::Reject { kind: NFT_REJECT_ICMP_UNREACH, code: ICMP_PORT_UNREACH }
         }
-        (Answer::Unreachable, Family::Ipv6) => {
+        (Answer::Unreachable, Family::Ipv6 | Family::Ipv6By64) => {
             Expression::Reject { kind: NFT_REJECT_ICMP_UNREACH, code: ICMPV6_PORT_UNREACH }
         }
     }
@@ -158,8 +161,11 @@ fn end(answer: Answer, family: Family) -> Expression {
 
 /// The rule of ours that these expressions could be, by the names in it.
 fn recognize(found: &[Expression]) -> Option<Rule> {
-    let family = match found.get(1) {
-        Some(Expression::Equal { value }) if value == &[NFPROTO_IPV6] => Family::Ipv6,
+    let family = match (found.get(1), found.get(3)) {
+        (Some(Expression::Equal { value }), Some(Expression::Mask { .. })) if value == &[NFPROTO_IPV6] => {
+            Family::Ipv6By64
+        }
+        (Some(Expression::Equal { value }), _) if value == &[NFPROTO_IPV6] => Family::Ipv6,
         _ => Family::Ipv4,
     };
     let drop = |set: &String, counter: &String, answer| {
@@ -335,7 +341,7 @@ mod tests {
             Rule::Jump { chain: chain() },
         ];
         for answer in [Answer::Nothing, Answer::Reset, Answer::Unreachable] {
-            for family in [Family::Ipv4, Family::Ipv6] {
+            for family in [Family::Ipv4, Family::Ipv6, Family::Ipv6By64] {
                 rules.push(Rule::Drop { family, set: set(), counter: counter(), answer });
             }
         }

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
+
 use crate::model::{Dropped, Hook, JailName, Target};
 
 /// The name of our table, in the family `inet`.
@@ -16,6 +18,9 @@ pub const TIMEOUT_MIN: Duration = Duration::from_millis(1);
 
 /// The longest timeout that we ever program: a hundred years. The kernel refuses 584 with ERANGE.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// How the name of a set of whole networks ends. No jail's name makes another set's name end so.
+pub const NETS: &str = "_nets";
 
 /// Our table as the kernel holds it; every list is in the kernel's order, which is the order of creation.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -81,10 +86,9 @@ impl Table {
         self.sets.iter().flat_map(|set| {
             let jail = set.jail();
             set.elements.iter().filter_map(move |element| {
-                let Key::Addr(addr) = element.key else { return None };
                 Some(Standing {
                     jail: jail.clone()?,
-                    target: Target::of(addr),
+                    target: element.key.target()?,
                     timeout: element.timeout,
                     expires: element.expires,
                 })
@@ -130,14 +134,15 @@ impl Set {
 
     /// The jail whose bans the set holds; none for other sets.
     pub fn jail(&self) -> Option<JailName> {
-        let key = if self.name.ends_with("_v4") { KeyType::Ipv4 } else { KeyType::Ipv6 };
+        let name = if self.interval { self.name.strip_suffix(NETS)? } else { &self.name };
+        let key = if name.ends_with("_v4") { KeyType::Ipv4 } else { KeyType::Ipv6 };
         if self.key != key || !self.timeout {
             return None;
         }
-        Set::jail_of(&self.name)
+        Set::jail_of(name)
     }
 
-    /// The jail whose bans a set of that name would hold.
+    /// The jail whose bans of hosts a set of that name would hold.
     pub fn jail_of(name: &str) -> Option<JailName> {
         name.strip_suffix("_v4").or(name.strip_suffix("_v6"))?.parse().ok()
     }
@@ -187,6 +192,43 @@ pub enum Key {
     Service(u8, u16),
 }
 
+impl Key {
+    /// The element that bans a target.
+    pub fn of(target: Target) -> Self {
+        match target.is_network() {
+            true => Key::Range(target.network(), target.net().broadcast()),
+            false => Key::Addr(target.network()),
+        }
+    }
+
+    /// The target that an element bans; none for an interval that we would not have written.
+    pub fn target(self) -> Option<Target> {
+        match self {
+            Key::Addr(addr) => Some(Target::of(addr)),
+            Key::Range(first, last) => {
+                let net = IpNet::new(first, prefix_len(first, last)?).ok()?;
+                Target::try_from(net).ok().filter(|target| Key::of(*target) == self)
+            }
+            Key::Service(..) => None,
+        }
+    }
+}
+
+/// The prefix length of an interval that is exactly one network.
+pub fn prefix_len(first: IpAddr, last: IpAddr) -> Option<u8> {
+    match (first, last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => {
+            let mut nets = Ipv4Subnets::new(first, last, 0);
+            nets.next().filter(|net| net.broadcast() == last).map(|net| net.prefix_len())
+        }
+        (IpAddr::V6(first), IpAddr::V6(last)) => {
+            let mut nets = Ipv6Subnets::new(first, last, 0);
+            nets.next().filter(|net| net.broadcast() == last).map(|net| net.prefix_len())
+        }
+        _ => None,
+    }
+}
+
 /// A chain and its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
@@ -208,10 +250,13 @@ pub enum Place {
     Foreign,
 }
 
+/// What a rule looks up of a packet's source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     Ipv4,
     Ipv6,
+    /// The first 64 bits, which is what a ban of an IPv6 address covers.
+    Ipv6By64,
 }
 
 /// The few rules that we write, and what stands for all others.
@@ -230,7 +275,7 @@ pub enum Rule {
     Jump {
         chain: String,
     },
-    /// Counts and drops sources in the set, and answers them; IPv6 sources by their /64.
+    /// Counts and drops sources in the set, and answers them.
     Drop {
         family: Family,
         set: String,

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use super::table::{Chain, Counter, Element, Place, Rule, Set, TABLE};
 
-/// The most elements in one message. An IPv6 element takes 52 bytes at most, and the list of them must stay
+/// The most elements in one message. An interval of IPv6 takes 88 bytes at most, and the list of them must stay
 /// below 64 KiB: an attribute's length is 16 bits wide, and the kernel takes what wraps for a shorter list.
-pub const ELEMENTS_MAX: usize = 1_000;
+pub const ELEMENTS_MAX: usize = 700;
 
 /// One message to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]

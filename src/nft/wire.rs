@@ -195,9 +195,8 @@ pub fn request(
 }
 
 /// The body of a request for one element of a set.
-pub fn one_element(writer: &mut Writer, set: &str, addr: IpAddr) {
-    let element = Element::permanent(Key::Addr(addr));
-    write_elements(writer, set, &[element], false);
+pub fn one_element(writer: &mut Writer, set: &str, key: Key) {
+    write_elements(writer, set, &[Element::permanent(key)], false);
 }
 
 fn head(kind: u16, flags: u16, sequence: u32) -> Head {
@@ -429,11 +428,11 @@ mod tests {
     #[test]
     fn a_full_message_of_the_largest_elements_fits_its_nest() {
         let time = Some(std::time::Duration::from_secs(600));
-        let element = Element::lasting(Key::Addr("2001:db8::".parse().unwrap()), time, time);
+        let element = Element::lasting(range("2001:db8::", "2001:db8::ff").key, time, time);
         let batch = batch(vec![element; ELEMENTS_MAX]);
         let message = messages(&batch.bytes).nth(2).unwrap();
         let list = find(message.body(), NFTA_SET_ELEM_LIST_ELEMENTS).unwrap();
-        assert_eq!(attributes(list).count(), ELEMENTS_MAX);
+        assert_eq!(attributes(list).count(), 2 * ELEMENTS_MAX, "each has an end");
     }
 
     #[test]

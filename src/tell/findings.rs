@@ -12,9 +12,9 @@ pub fn text(checkup: &Checkup) -> String {
             Level::Note => "note",
             Level::Bad => "BAD",
         };
-        text += &format!("{level:<5} {:<11} {}\n", finding.about, finding.what);
+        text += &format!("{level:<5} {:<11} {}\n", finding.about, printable(&finding.what));
         if let Some(todo) = &finding.todo {
-            text += &format!("{:<17} → {todo}\n", "");
+            text += &format!("{:<17} → {}\n", "", printable(todo));
         }
     }
     let count = |level| checkup.findings.iter().filter(|finding| finding.level == level).count();
@@ -30,6 +30,11 @@ pub fn text(checkup: &Checkup) -> String {
     }
 }
 
+/// Names of chains and files may hold whatever their owner wrote: nothing of it moves the cursor.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,14 +45,14 @@ mod tests {
         let finding = |level, todo: Option<&str>| Finding {
             level,
             about: "hooks",
-            what: "x".to_owned(),
+            what: "x\u{1b}".to_owned(),
             todo: todo.map(ToOwned::to_owned),
         };
         let mut checkup = Checkup { schema: 1, well: true, findings: vec![finding(Level::Ok, None)] };
-        assert_eq!(text(&checkup), "ok    hooks       x\n\nall is well\n");
+        assert_eq!(text(&checkup), "ok    hooks       x?\n\nall is well\n");
         checkup.findings.push(finding(Level::Note, Some("do it")));
         checkup.findings.push(finding(Level::Bad, None));
-        let wanted = "ok    hooks       x\nnote  hooks       x\n                  → do it\nBAD   hooks       x\n\n\
+        let wanted = "ok    hooks       x?\nnote  hooks       x?\n                  → do it\nBAD   hooks       x?\n\n\
                       1 thing needs you, 1 note\n";
         assert_eq!(text(&checkup), wanted);
     }

@@ -59,13 +59,15 @@ pub fn status(status: &Status) -> String {
         text += "\n";
         text += &auto(&status.auto);
     }
-    let mut rows = vec![row(&["SOURCE", "STATE", "LINES", "LAST LINE"])];
+    let mut rows = vec![row(&["SOURCE", "STATE", "LINES", "LOST", "TOO LONG", "LAST LINE"])];
     rows.extend(status.sources.iter().map(|source| {
         let age = source.last_line.map(|at| format!("{} ago", Span(status.now.since(at))));
         vec![
             source.name.clone(),
             source.state.clone(),
             source.lines.to_string(),
+            source.lost.to_string(),
+            source.overlong.to_string(),
             age.unwrap_or_else(|| "none yet".to_owned()),
         ]
     }));
@@ -227,6 +229,8 @@ mod tests {
                 state: "following".to_owned(),
                 lines: 300,
                 behind: 0,
+                overlong: 2,
+                lost: 0,
                 last_line: Some(Timestamp::from_millis(57_000)),
             }],
             broken: Vec::new(),
@@ -244,8 +248,8 @@ mod tests {
 JAIL  BANNED  TOTAL  FAILING  FAILED  DROPPED  PORTS   TERMS
 sshd  1       3      2        12      44       22/tcp  5 in 10m: 1h
 
-SOURCE             STATE      LINES  LAST LINE
-/var/log/auth.log  following  300    3s ago
+SOURCE             STATE      LINES  LOST  TOO LONG  LAST LINE
+/var/log/auth.log  following  300    0     2         3s ago
 ";
         assert_eq!(status(&sample()), wanted);
     }

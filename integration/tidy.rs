@@ -28,7 +28,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("never", &["model", "yaml", "host"]),
     ("ports", &["model", "yaml", "host"]),
     ("sheet", &["acquire", "model", "yaml", "host", "detect", "jail", "never", "ports"]),
-    ("config", &["acquire", "model", "yaml", "host", "detect", "jail", "never", "ports", "sheet"]),
+    ("service", &["model"]),
+    (
+        "resolve",
+        &[
+            "acquire", "status", "model", "yaml", "host", "detect", "jail", "never", "ports", "service",
+            "sheet",
+        ],
+    ),
+    (
+        "config",
+        &["acquire", "status", "model", "yaml", "host", "detect", "jail", "never", "resolve", "sheet"],
+    ),
     ("control", &["status", "model"]),
     ("lab", &["model", "netlink"]),
     (
@@ -42,7 +53,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("diagnosis", &["host", "model", "nft", "status"]),
     ("doctor", &["config", "control", "diagnosis", "host", "model", "nft", "status", "yaml"]),
     ("tun", &["lab", "model"]),
-    ("selftest", &["acquire", "config", "control", "detect", "host", "model", "nft", "tun", "yaml"]),
+    (
+        "selftest",
+        &["acquire", "resolve", "config", "control", "detect", "host", "model", "nft", "tun", "yaml"],
+    ),
     ("audit", &["daemon", "enforcer", "host", "jail", "model", "nft"]),
     ("saving", &["config", "daemon", "host", "jail", "state"]),
     ("repair", &["control", "daemon", "enforcer", "engine", "host", "jail", "model", "nft", "status"]),
@@ -53,16 +67,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("spare", &["daemon", "config", "control", "enforcer", "model", "jail", "never", "nft", "status"]),
     (
         "answers",
-        &["status", "model", "yaml", "jail", "tell", "engine", "config", "control", "host", "daemon"],
+        &["status", "model", "yaml", "jail", "tell", "engine", "resolve", "control", "host", "daemon"],
     ),
     ("trial", &["status", "model", "detect", "nft", "tell", "config", "control", "host", "lab"]),
+    ("check", &["acquire", "config", "host", "model", "tell", "yaml"]),
     ("matching", &["acquire", "detect", "host"]),
-    ("replay", &["status", "model", "acquire", "detect", "engine", "config"]),
+    ("replay", &["status", "model", "acquire", "detect", "engine", "config", "resolve"]),
     (
         "cli",
         &[
-            "matching", "replay", "model", "yaml", "acquire", "detect", "tell", "config", "control", "host",
-            "daemon", "never", "trial", "doctor", "nft", "selftest",
+            "check", "matching", "replay", "model", "yaml", "acquire", "detect", "tell", "config", "control",
+            "host", "daemon", "never", "trial", "doctor", "nft", "selftest",
         ],
     ),
     ("main", &["cli"]),

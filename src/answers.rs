@@ -5,14 +5,14 @@ use std::net::IpAddr;
 
 use tokio::sync::oneshot;
 
-use crate::config::JailConfig;
 use crate::control::{Asked, Failed, Request, Response, Whom, failed};
 use crate::daemon::{Daemon, Waiting};
 use crate::engine::Outcome;
 use crate::host;
 use crate::jail::Jail;
 use crate::model::{Ban, Bantime, Change, JailName, Span, Target};
-use crate::status::{BanStatus, JailStatus, Status};
+use crate::resolve::JailConfig;
+use crate::status::{BanStatus, BrokenStatus, JailStatus, Status};
 use crate::tell::message;
 use crate::yaml;
 
@@ -72,7 +72,7 @@ impl Daemon {
                 }
                 Err(refusal) => status.troubles.push(refusal.to_string()),
             }
-            let _ = answer.send(Response::Status(status));
+            let _ = answer.send(Response::Status(Box::new(status)));
         });
     }
 
@@ -89,6 +89,12 @@ impl Daemon {
                 JailStatus { paused, ..jail_status(jail, config) }
             })
             .collect();
+        let broken = self.config.broken.iter().filter(|broken| wanted(&broken.terms.name)).map(|broken| {
+            let name = &broken.terms.name;
+            let banned = self.engine.jail(name).map_or(0, |jail| jail.bans().len());
+            let why = broken.faults.iter().map(ToString::to_string).collect();
+            BrokenStatus { jail: name.clone(), why, banned }
+        });
         let proxied = (0..self.sources.len()).filter_map(|source| self.proxied(source));
         let skewed = (0..self.sources.len()).filter_map(|source| self.skewed(source));
         let listened = |name: &String| jails.iter().any(|jail| jail.sources.contains(name));
@@ -103,6 +109,8 @@ impl Daemon {
             pending: self.pending,
             repairs: self.repairs.done.clone(),
             sources: self.sources.status().into_iter().filter(|source| listened(&source.name)).collect(),
+            broken: broken.collect(),
+            auto: self.config.auto.iter().filter(|auto| wanted(&auto.jail)).cloned().collect(),
             ignored: self.ignored.iter().copied().collect(),
             troubles: (self
                 .troubles
@@ -145,6 +153,9 @@ impl Daemon {
     }
 
     fn no_such_jail(&self, name: &JailName) -> Response {
+        if let Some(off) = self.config.auto.iter().find(|auto| auto.jail == *name && !auto.on) {
+            return failed(Failed::NotFound, format!("the jail {name} is off: {}", off.why));
+        }
         let names: Vec<&str> = self.engine.jails().iter().map(|jail| jail.terms().name.as_str()).collect();
         failed(Failed::NotFound, yaml::unknown("jail", name.as_str(), &names))
     }

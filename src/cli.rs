@@ -1,6 +1,5 @@
 //! The verbs and their printing; the only file that knows exit codes.
 
-use std::fs::{self, File};
 use std::io::{self, BufRead, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -11,8 +10,7 @@ use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use crate::acquire::place::Place;
-use crate::acquire::stream::Stream;
+use crate::check;
 use crate::config::{self, Config};
 use crate::control::{self, Failed, Request, Response, Unanswered, Whom};
 use crate::daemon;
@@ -304,7 +302,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
             host::set_clock_offset(clock_offset);
             watch(&daemon::Places { config, socket, state, stdin: jail }, log)
         }
-        Verb::Check => check(config.as_deref()),
+        Verb::Check => print(&check::run(config.as_deref()).map_err(Trouble::BadConfiguration)?),
         Verb::Status { jail, json } => {
             let answer = ask(&socket, &Request::Status { jail })?;
             let Response::Status(status) = answer else { return Err(astray()) };
@@ -463,54 +461,6 @@ fn print_json<T: Serialize>(value: &T) -> Result<ExitCode, Trouble> {
 
 fn bad_configuration(faults: Vec<Fault>) -> Trouble {
     Trouble::BadConfiguration(yaml::told(&faults))
-}
-
-fn check(place: Option<&Path>) -> Result<ExitCode, Trouble> {
-    let config = Config::load(place, &Services::of_this_host()).map_err(bad_configuration)?;
-    let library =
-        config::library(&config::rules_dir(place)).map_err(|fault| bad_configuration(vec![fault]))?;
-    let bad: Vec<String> = library.check().iter().map(ToString::to_string).collect();
-    if !bad.is_empty() {
-        return Err(Trouble::BadConfiguration(format!("the rules are not in order\n{}", bad.join("\n"))));
-    }
-    let mut text = String::new();
-    for jail in &config.jails {
-        let name = &jail.terms.name;
-        for place in &jail.logpath {
-            text += &format!("{name}: {place} {}\n", outlook(place));
-        }
-    }
-    let count = config.jails.len();
-    let rules = library.names().count();
-    text += &format!(
-        "{count} {} ok; {rules} rules prove themselves\n",
-        if count == 1 { "jail" } else { "jails" }
-    );
-    print(&text)
-}
-
-/// What the agent will find in this place.
-fn outlook(place: &Place) -> String {
-    let found = match place {
-        // What is not a file is not opened: a FIFO would hold us.
-        Place::File(path) => {
-            match fs::metadata(path).map(|found| found.is_file().then(|| File::open(path))) {
-                Ok(None) => Ok("is not a file, one will be waited for".to_owned()),
-                Ok(Some(Ok(_))) => Ok("ok".to_owned()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    Ok("is not there yet, will be waited for".to_owned())
-                }
-                Ok(Some(Err(error))) | Err(error) => Err(plain(&error)),
-            }
-        }
-        Place::Glob(glob) => Ok(match glob.count() {
-            0 => "matches nothing yet, will be waited for".to_owned(),
-            1 => "matches 1 file".to_owned(),
-            many => format!("matches {many} files"),
-        }),
-        Place::Stream(channel) => Stream::of(channel, place.to_string()).outlook().map(str::to_owned),
-    };
-    found.unwrap_or_else(|why| format!("cannot be read: {why}"))
 }
 
 #[cfg(test)]

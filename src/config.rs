@@ -1,25 +1,23 @@
 //! The configuration: read from YAML, merged over its files, resolved against the rules and this host.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::tz::TimeZone;
 
-use crate::acquire::place::{Channel, Place};
-use crate::detect::{Library, NORMAL, Rule};
+use crate::acquire::place::Place;
+use crate::detect::Library;
 use crate::host::Services;
 use crate::jail::Terms;
 use crate::jail::allow::Allow;
-use crate::model::{Bantime, Block, Cell, Hook, JailName, Kill, Layout, Ports, Span};
+use crate::model::{Cell, JailName, Layout};
 use crate::never::{Entry, Known};
-use crate::ports;
-use crate::sheet::{self, JailSheet, Keys, Sheet, fault, unreadable};
-use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
+use crate::resolve::{Broken, JailConfig, Resolved, give_stdin, resolve};
+use crate::sheet::{Sheet, unreadable};
+use crate::status::AutoStatus;
+use crate::yaml::{Fault, Many, Spanned};
 
 /// Where the configuration is read from when nothing else is said.
 pub const CONFIG_DIR: &str = "/etc/nftjail";
@@ -27,8 +25,11 @@ pub const CONFIG_DIR: &str = "/etc/nftjail";
 /// What the agent runs by.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// In order of their names; those with `enabled: false` are left out.
+    /// In order of their names; those that are not enabled are left out, and those that are broken.
     pub jails: Vec<JailConfig>,
+    pub broken: Vec<Broken>,
+    /// Those that run only where their service is.
+    pub auto: Vec<AutoStatus>,
     /// Whom no jail bans, beside those whom this host cannot do without.
     pub ignoreip: List,
     /// Nor these, who only pass on what others send.
@@ -45,23 +46,6 @@ pub struct Config {
     pub files: Vec<PathBuf>,
 }
 
-#[derive(Clone, Debug)]
-pub struct JailConfig {
-    pub terms: Terms,
-    pub rule: Arc<Rule>,
-    pub mode: String,
-    pub logpath: Vec<Place>,
-    pub ports: Ports,
-    pub block: Block,
-    pub kill: Kill,
-    pub hooks: BTreeSet<Hook>,
-    pub capacity: u32,
-    /// The zone of the dates in its logs, where it says one.
-    pub zone: Option<TimeZone>,
-    /// As it is written; `terms.ignoreip` is what it stood for when it was read.
-    pub ignoreip: Vec<Entry>,
-}
-
 /// Whom nobody bans, and where that is written: `FILE:LINE`.
 #[derive(Clone, Debug, Default)]
 pub struct List {
@@ -71,12 +55,8 @@ pub struct List {
 
 impl List {
     fn new(key: Option<Spanned<Many<Entry>>>, at: Option<String>) -> List {
-        List { entries: entries(key), at: at.unwrap_or_default() }
+        List { entries: key.map_or_else(Vec::new, |key| key.value.0), at: at.unwrap_or_default() }
     }
-}
-
-fn entries(key: Option<Spanned<Many<Entry>>>) -> Vec<Entry> {
-    key.map_or_else(Vec::new, |key| key.value.0)
 }
 
 impl Config {
@@ -94,6 +74,19 @@ impl Config {
         services: &Services,
         stdin: Option<&JailName>,
     ) -> Result<Config, Vec<Fault>> {
+        let config = Config::load_sound(place, services, stdin)?;
+        match config.broken.is_empty() {
+            true => Ok(config),
+            false => Err(config.broken.into_iter().flat_map(|broken| broken.faults).collect()),
+        }
+    }
+
+    /// The same, but a jail that is not in order only stands in `broken`, as long as another can run.
+    pub fn load_sound(
+        place: Option<&Path>,
+        services: &Services,
+        stdin: Option<&JailName>,
+    ) -> Result<Config, Vec<Fault>> {
         let files = files(place).map_err(|fault| vec![fault])?;
         let library = library(&rules_dir(place)).map_err(|fault| vec![fault])?;
         let mut faults = Vec::new();
@@ -105,6 +98,7 @@ impl Config {
             }
         }
         if !faults.is_empty() {
+            faults.extend(sheet.jails.into_iter().flatten().flat_map(|(_, jail)| jail.faults));
             return Err(faults);
         }
         if let Some(name) = stdin {
@@ -114,11 +108,32 @@ impl Config {
         let trusted_proxies = List::new(sheet.defaults.trusted_proxies.clone(), sheet.trusted_at.take());
         let is_set = |key: &Option<Spanned<bool>>| key.as_ref().is_some_and(|key| key.value);
         let (ban_local, owner) = (is_set(&sheet.defaults.ban_local), is_set(&sheet.defaults.owner));
-        let mut jails = resolve(sheet, &library, services)?;
+        let Resolved { mut jails, broken, auto } = resolve(sheet, &library, services);
+        if jails.is_empty() && !broken.is_empty() {
+            return Err(broken.into_iter().flat_map(|broken| broken.faults).collect());
+        }
         let own = jails.iter().flat_map(|jail| &jail.ignoreip);
         let known = Known::new(own.chain(&ignoreip.entries).chain(&trusted_proxies.entries));
         jails.iter_mut().for_each(|jail| jail.terms.ignoreip = Allow::new(&known.nets(&jail.ignoreip)));
-        Ok(Config { jails, ignoreip, trusted_proxies, ban_local, owner, known, troubles: Vec::new(), files })
+        let troubles = Vec::new();
+        Ok(Config {
+            jails,
+            broken,
+            auto,
+            ignoreip,
+            trusted_proxies,
+            ban_local,
+            owner,
+            known,
+            troubles,
+            files,
+        })
+    }
+
+    /// The terms of all jails, the broken last.
+    pub fn terms(&self) -> Vec<Terms> {
+        let sound = self.jails.iter().map(|jail| &jail.terms);
+        sound.chain(self.broken.iter().map(|broken| &broken.terms)).cloned().collect()
     }
 
     /// The zone of the dates in a log, where one of its jails says it.
@@ -157,17 +172,14 @@ impl Config {
 
     /// What the kernel must hold; `own` as for [`Config::never`].
     pub fn layout(&self, own: &[IpNet]) -> Layout {
-        let cells = self
-            .jails
-            .iter()
-            .map(|jail| Cell {
-                jail: jail.terms.name.clone(),
-                ports: jail.ports.clone(),
-                block: jail.block,
-                hooks: jail.hooks.clone(),
-                capacity: jail.capacity,
-            })
-            .collect();
+        let sound = self.jails.iter().map(|jail| Cell {
+            jail: jail.terms.name.clone(),
+            ports: jail.ports.clone(),
+            block: jail.block,
+            hooks: jail.hooks.clone(),
+            capacity: jail.capacity,
+        });
+        let cells = sound.chain(self.broken.iter().map(|broken| broken.cell.clone())).collect();
         let loopback = ["127.0.0.0/8", "::1/128"].map(|net| net.parse().expect("a net"));
         Layout {
             cells,
@@ -216,177 +228,13 @@ fn files(place: Option<&Path>) -> Result<Vec<PathBuf>, Fault> {
     Ok(files)
 }
 
-/// The rule of the jail for those whom others ban again and again.
-const RECIDIVE: &str = "recidive";
-/// Five bans in a day ban for a week where the jail itself says nothing, as everybody knows it.
-const RECIDIVE_FINDTIME: Option<Text<Span>> = Some(Text(Span(Duration::from_secs(86_400))));
-const RECIDIVE_BANTIME: Option<Text<Bantime>> = Some(Text(Bantime::For(Duration::from_secs(7 * 86_400))));
-const TEN_MINUTES: Duration = Duration::from_secs(600);
-/// How many failures ban where neither jail, defaults nor rule say.
-const MAXRETRY: u32 = 5;
-/// Elements for each family of a jail: about 80 MB of kernel memory when it is full.
-const CAPACITY: u32 = 1 << 20;
-
-/// One jail with nothing said of it.
-fn built_in(name: JailName) -> BTreeMap<JailName, JailSheet> {
-    let source = Arc::new(("built-in configuration".to_owned(), String::new()));
-    let sheet = JailSheet { keys: Keys::default(), source, place: Location::UNKNOWN };
-    BTreeMap::from([(name, sheet)])
-}
-
-fn give_stdin(sheet: &mut Sheet, name: &JailName) -> Result<(), Vec<Fault>> {
-    let jails = sheet.jails.get_or_insert_with(|| built_in(name.clone()));
-    let names: Vec<String> = jails.keys().map(ToString::to_string).collect();
-    let Some(jail) = jails.get_mut(name) else {
-        return Err(vec![Fault::whole("--jail", yaml::unknown("jail", name.as_str(), &names))]);
-    };
-    jail.keys.logpath = Some(Many(vec![Place::Stream(Channel::Stdin)]));
-    jail.keys.command = None;
-    jail.keys.enabled = Some(true);
-    Ok(())
-}
-
-/// What the sheets come to, jail by jail.
-fn resolve(sheet: Sheet, library: &Library, services: &Services) -> Result<Vec<JailConfig>, Vec<Fault>> {
-    let mut resolved = Vec::new();
-    let mut faults = Vec::new();
-    for (name, jail) in sheet.jails.unwrap_or_else(|| built_in("sshd".parse().expect("a jail's name"))) {
-        let own = jail.keys.clone();
-        // `ignoreip` of the defaults holds for every jail already, in the kernel too.
-        let keys = Keys { ignoreip: own.ignoreip.clone(), ..jail.keys.over(&sheet.defaults) };
-        if keys.enabled == Some(false) {
-            continue;
-        }
-        match resolve_jail(keys, name, &own, library, services) {
-            Ok(resolved_jail) => match in_another_zone(&resolved_jail, &resolved) {
-                Some(message) => faults.push(fault(&jail.source, jail.place, message)),
-                None => resolved.push(resolved_jail),
-            },
-            Err(message) => faults.push(fault(&jail.source, jail.place, message)),
-        }
-    }
-    if faults.is_empty() { Ok(resolved) } else { Err(faults) }
-}
-
-/// A log has one zone. A jail that says none takes what another says of the same log.
-fn in_another_zone(jail: &JailConfig, others: &[JailConfig]) -> Option<String> {
-    let zone = jail.zone.as_ref()?;
-    let disagrees = |other: &&JailConfig| other.zone.as_ref().is_some_and(|known| known != zone);
-    let shared = |other: &JailConfig| jail.logpath.iter().find(|path| other.logpath.contains(path));
-    let (other, path) = others.iter().filter(disagrees).find_map(|other| Some((other, shared(other)?)))?;
-    let name = &other.terms.name;
-    Some(format!("{path} cannot be in two time zones: give this jail the same tz as {name}, or none"))
-}
-
-/// `own` are the jail's keys without the defaults: what a rule asks for goes before those, since a scanner is
-/// known by its first request.
-fn resolve_jail(
-    keys: Keys,
-    name: JailName,
-    own: &Keys,
-    library: &Library,
-    services: &Services,
-) -> Result<JailConfig, String> {
-    let (friend_for, user_addrs, prefix) = (keys.friend_for(), keys.user_addrs(), keys.prefix_law(own)?);
-    let ignoreip = entries(keys.ignoreip);
-    let rule_name = keys.rule.map_or_else(|| name.to_string(), |rule| rule.value);
-    if !library.has(&rule_name) {
-        let names: Vec<&str> = library.names().collect();
-        let unknown = yaml::unknown("rule", &rule_name, &names);
-        return Err(format!("{unknown} (a jail that is not named after its rule needs the key rule)"));
-    }
-    let mode = keys.mode.map_or_else(|| NORMAL.to_owned(), |mode| mode.value);
-    let rule = library
-        .compile(&rule_name, Some(&mode).filter(|mode| *mode != NORMAL).map(String::as_str))
-        .map_err(|bad| bad.to_string())?;
-    if keys.distinct.is_some() && !rule.names_paths() {
-        return Err(format!(
-            "no pattern of the rule {rule_name} says which path was asked for, so distinct: path would count nothing \
-             as one: leave it out, or write a rule with <PATH>"
-        ));
-    }
-    // A jail recidive that names no log hears the bans of the other jails themselves.
-    let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none() && keys.command.is_none();
-    let logpath = places(keys.logpath, keys.command, hears_bans, &rule)?;
-    let ports = ports::ports(keys.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
-    let zone = keys.tz.map(|tz| sheet::zone(&tz.value)).transpose()?;
-    let increment = keys.increment.map(|key| key.value.increment()).transpose()?;
-    let (findtime, bantime) = match hears_bans {
-        true => (own.findtime.or(RECIDIVE_FINDTIME), own.bantime.or(RECIDIVE_BANTIME)),
-        false => (keys.findtime, keys.bantime),
-    };
-    let number = |key: &Option<Spanned<u32>>| key.as_ref().map(|number| number.value);
-    let maxretry = number(&own.maxretry).or(rule.maxretry()).or(number(&keys.maxretry));
-    let terms = Terms {
-        name,
-        maxretry: maxretry.unwrap_or(MAXRETRY),
-        findtime: findtime.map_or(TEN_MINUTES, |span| span.0.0),
-        bantime: bantime.map_or(Bantime::For(TEN_MINUTES), |time| time.0),
-        increment,
-        distinct: keys.distinct.is_some(),
-        user_addrs,
-        friend_for,
-        ignoreip: Allow::default(),
-        hears_bans,
-        prefix,
-    };
-    let hooks = keys.hook.map_or([Hook::Prerouting].into(), |hook| hook.value.0.into_iter().collect());
-    let (block, capacity) = (keys.block.unwrap_or_default(), number(&keys.capacity).unwrap_or(CAPACITY));
-    let kill = keys.kill.unwrap_or_default();
-    Ok(JailConfig {
-        terms,
-        rule: Arc::new(rule),
-        mode,
-        logpath,
-        ports,
-        block,
-        kill,
-        hooks,
-        capacity,
-        zone,
-        ignoreip,
-    })
-}
-
-/// Where a jail's lines come from: what is named, or the rule's own logs.
-fn places(
-    logpath: Option<Many<Place>>,
-    command: Option<Spanned<Many<String>>>,
-    hears_bans: bool,
-    rule: &Rule,
-) -> Result<Vec<Place>, String> {
-    let command = command.map(|command| Place::Stream(Channel::Command(command.value.0)));
-    let named = match logpath {
-        Some(Many(paths)) => paths,
-        None if hears_bans || command.is_some() => Vec::new(),
-        None => default_logpath(rule)?,
-    };
-    Ok(named.into_iter().chain(command).collect())
-}
-
-/// The first log that is there, since distributions differ; all of them where none is, to wait for.
-fn default_logpath(rule: &Rule) -> Result<Vec<Place>, String> {
-    let candidates: Vec<Place> = rule
-        .logpath()
-        .iter()
-        .map(|text| text.parse())
-        .collect::<Result<_, String>>()
-        .map_err(|wrong| format!("the logpath of the rule {}: {wrong}", rule.name()))?;
-    let is_there = |place: &&Place| match place {
-        Place::File(path) => path.exists(),
-        Place::Glob(glob) => glob.count() > 0,
-        Place::Stream(_) => false,
-    };
-    Ok(match candidates.iter().find(is_there) {
-        Some(place) => vec![place.clone()],
-        None => candidates,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::jail::prefix::PrefixLaw;
+    use crate::model::Block;
 
     fn load(text: &str) -> Result<Config, Vec<Fault>> {
         let dir = tempfile::tempdir().unwrap();
@@ -558,7 +406,7 @@ mod tests {
         let library = Library::shipped();
         for name in library.names() {
             let rule = library.compile(name, None).unwrap();
-            assert!(default_logpath(&rule).is_ok(), "{name}");
+            assert!(crate::resolve::default_logpath(&rule).is_ok(), "{name}");
         }
     }
 

@@ -114,7 +114,7 @@ impl Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
-    Status(Status),
+    Status(Box<Status>),
     Bans(Vec<BanStatus>),
     /// The address that the jail waits for.
     Probe(IpAddr),

@@ -131,7 +131,13 @@ struct Wakers {
 impl Daemon {
     async fn start(places: &Places) -> Result<(Daemon, Wakers, JoinHandle<()>), Stopped> {
         let loaded = host::now();
-        let mut config = load(places).map_err(bad_configuration)?;
+        let (place, services) = (places.config.as_deref(), Services::of_this_host());
+        let mut config =
+            Config::load_sound(place, &services, places.stdin.as_ref()).map_err(bad_configuration)?;
+        for broken in &config.broken {
+            let name = &broken.terms.name;
+            broken.faults.iter().for_each(|why| tracing::error!("{name} does not run, the others do: {why}"));
+        }
         let listener = control::listen(&places.socket).map_err(Stopped::Failed)?;
         let mut kernel = Netlink::open().map_err(refused)?;
         let can_own = kernel.can_own();
@@ -147,8 +153,7 @@ impl Daemon {
         let standing = enforcer.install(layout, Restore::AfterReboot(saved.bans)).await.map_err(refused)?;
 
         let (logs, listeners) = listeners(&config);
-        let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
-        let mut engine = Engine::new(terms, listeners, config.never(&spared), host::secret());
+        let mut engine = Engine::new(config.terms(), listeners, config.never(&spared), host::secret());
         saved.memories.into_iter().for_each(|memory| engine.restore_memory(memory));
         restore(&mut engine, standing);
         let zone = TimeZone::system();
@@ -417,7 +422,7 @@ pub(crate) fn date_of(config: &Config, zone: &TimeZone) -> DateOf {
 }
 
 pub(crate) fn longest_findtime(config: &Config) -> Duration {
-    config.jails.iter().map(|jail| jail.terms.findtime).max().unwrap_or_default()
+    config.terms().iter().map(|terms| terms.findtime).max().unwrap_or_default()
 }
 
 fn bad_configuration(faults: Vec<Fault>) -> Stopped {

@@ -486,6 +486,8 @@ mod tests {
             jails: vec![jail],
             sources: vec![source("a.log"), source("b.log")],
             repairs: Repairs::default(),
+            broken: Vec::new(),
+            auto: Vec::new(),
             ignored: Vec::new(),
             troubles: Vec::new(),
         };

@@ -47,7 +47,7 @@ pub fn run(place: Option<&Path>, socket: &Path) -> Checkup {
 
 fn status(socket: &Path) -> Result<Status, String> {
     match control::ask(socket, &Request::Status { jail: None }) {
-        Ok(Response::Status(status)) => Ok(status),
+        Ok(Response::Status(status)) => Ok(*status),
         Ok(_) => Err("the agent answered something else than was asked: it is of another version".to_owned()),
         Err(unanswered) => Err(unanswered.to_string()),
     }

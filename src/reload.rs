@@ -30,8 +30,7 @@ impl Daemon {
         let (before, _) = listeners(&self.config);
         let (logs, listeners) = listeners(&config);
         let was: Vec<_> = logs.iter().map(|log| before.iter().position(|old| old == log)).collect();
-        let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
-        self.engine.amend(terms, listeners, &was);
+        self.engine.amend(config.terms(), listeners, &was);
         if let Err(error) =
             self.sources.follow(&logs, longest_findtime(&config), host::now(), &date_of(&config, &self.zone))
         {

@@ -26,7 +26,7 @@ pub fn run(
     progress: bool,
 ) -> Result<Replayed, String> {
     let terms = config.jails.iter().map(|jail| jail.terms.clone()).collect();
-    let listener = |jail: &crate::config::JailConfig| Listener {
+    let listener = |jail: &crate::resolve::JailConfig| Listener {
         jail: jail.terms.name.clone(),
         rule: jail.rule.clone(),
         zone: None,

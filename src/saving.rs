@@ -74,14 +74,11 @@ pub(crate) fn open_state(dir: &Path) -> (Option<State>, Saved, Vec<String>) {
 
 /// How long it takes at most until the bans of an offender are all forgotten.
 fn longest_memory(config: &Config) -> Duration {
-    let forget = config
-        .jails
-        .iter()
-        .filter_map(|jail| jail.terms.increment.as_ref())
-        .map(|increment| increment.forget);
+    let increments = config.terms().into_iter().filter_map(|terms| terms.increment);
+    let forget = increments.map(|increment| increment.forget);
     forget.max().unwrap_or(FORGET).saturating_mul(OFFENCES_REMEMBERED)
 }
 
 fn longest_friendship(config: &Config) -> Duration {
-    config.jails.iter().filter_map(|jail| jail.terms.friend_for).max().unwrap_or_default()
+    config.terms().iter().filter_map(|terms| terms.friend_for).max().unwrap_or_default()
 }

@@ -10,13 +10,14 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use crate::acquire::place::Place;
-use crate::config::{self, Config, JailConfig};
+use crate::config::{self, Config};
 use crate::control::{self, Failed, Request, Response, Unanswered};
 use crate::detect::{Library, probe, wrapper};
 use crate::host::{self, Services};
 use crate::model::{Hook, JailName, Ports, Protocol, Target, plain};
 use crate::nft::netlink::Netlink;
 use crate::nft::{Firewall, Refusal};
+use crate::resolve::JailConfig;
 use crate::tun::Tun;
 use crate::yaml::Fault;
 

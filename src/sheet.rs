@@ -28,7 +28,7 @@ const MAXTIME: Duration = Duration::from_secs(35 * 86_400);
 /// The most failures that a jail may ask for: each is remembered with 8 bytes for each address.
 const MAXRETRY_MAX: u32 = 1_000;
 /// The most elements that one set may be told to hold.
-const CAPACITY_MAX: u32 = 1 << 24;
+pub const CAPACITY_MAX: u32 = 1 << 24;
 
 /// The most addresses that a series may be told to begin after: each is remembered for each user.
 const USER_ADDRS_MAX: u32 = 64;
@@ -53,7 +53,7 @@ struct FileSheet {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Keys {
-    pub enabled: Option<bool>,
+    pub enabled: Option<Text<Enabled>>,
     pub rule: Option<Spanned<String>>,
     pub mode: Option<Spanned<String>>,
     pub logpath: Option<Many<Place>>,
@@ -123,6 +123,27 @@ impl FromStr for CountBy {
 #[serde(rename_all = "lowercase")]
 pub enum Distinct {
     Path,
+}
+
+/// Whether a jail runs: `true`, `false`, or `auto`, which is where its service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enabled {
+    Yes,
+    No,
+    Auto,
+}
+
+impl FromStr for Enabled {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "true" => Ok(Enabled::Yes),
+            "false" => Ok(Enabled::No),
+            "auto" => Ok(Enabled::Auto),
+            _ => Err("write true, false or auto"),
+        }
+    }
 }
 
 /// When whole networks are banned, as it is written.
@@ -220,6 +241,8 @@ pub struct JailSheet {
     pub keys: Keys,
     pub source: Source,
     pub place: Location,
+    /// What is wrong with it alone.
+    pub faults: Vec<Fault>,
 }
 
 #[derive(Debug, Default)]
@@ -233,6 +256,8 @@ pub struct Sheet {
 }
 
 impl Sheet {
+    /// Reads one file. An error is what no jail can be trusted after, such as an `ignoreip` that is not understood;
+    /// what is wrong with a jail alone goes with the jail.
     pub fn read(path: &Path, library: &Library, services: &Services) -> Result<Sheet, Vec<Fault>> {
         let name = path.display().to_string();
         let bytes = fs::read(path).map_err(|error| vec![unreadable(path, &error)])?;
@@ -241,15 +266,6 @@ impl Sheet {
         let FileSheet { defaults, jails } = file.unwrap_or_default();
         let defaults = defaults.unwrap_or_default();
         let source = Arc::new((name, text));
-        let jails = jails.map(|jails| {
-            jails
-                .into_iter()
-                .map(|(name, keys)| {
-                    let place = keys.defined;
-                    (name, JailSheet { keys: keys.value.unwrap_or_default(), source: source.clone(), place })
-                })
-                .collect::<BTreeMap<_, _>>()
-        });
         let mut faults = defaults.faults(None, &source, library, services);
         let rule = defaults.rule.as_ref().map(|key| key.defined);
         let mode = defaults.mode.as_ref().map(|key| key.defined);
@@ -258,20 +274,27 @@ impl Sheet {
         for place in [rule, mode, distinct, command].into_iter().flatten() {
             faults.push(fault(&source, place, "this belongs to a jail, not to defaults"));
         }
-        for (name, jail) in jails.iter().flatten() {
-            let ban_local = jail.keys.ban_local.as_ref().map(|key| key.defined);
-            let proxies = jail.keys.trusted_proxies.as_ref().map(|key| key.defined);
-            let owner = jail.keys.owner.as_ref().map(|key| key.defined);
+        let read = |(name, keys): (JailName, Spanned<Option<Keys>>)| {
+            let (place, keys) = (keys.defined, keys.value.unwrap_or_default());
+            let mut faults = keys.faults(Some(&name), &source, library, services);
+            let ban_local = keys.ban_local.as_ref().map(|key| key.defined);
+            let proxies = keys.trusted_proxies.as_ref().map(|key| key.defined);
+            let owner = keys.owner.as_ref().map(|key| key.defined);
             for place in ban_local.into_iter().chain(proxies).chain(owner) {
                 faults.push(fault(&source, place, "this belongs to defaults, not to a jail"));
             }
-            faults.extend(jail.keys.faults(Some(name), &source, library, services));
-        }
+            (name, JailSheet { keys, source: source.clone(), place, faults })
+        };
+        let jails = jails.map(|jails| jails.into_iter().map(read).collect::<BTreeMap<_, _>>());
         let at = |key: &Option<Spanned<_>>| {
             key.as_ref().map(|key: &Spanned<Many<Entry>>| format!("{}:{}", source.0, key.defined.line()))
         };
         let (ignoreip_at, trusted_at) = (at(&defaults.ignoreip), at(&defaults.trusted_proxies));
-        if faults.is_empty() { Ok(Sheet { defaults, ignoreip_at, trusted_at, jails }) } else { Err(faults) }
+        if faults.is_empty() {
+            return Ok(Sheet { defaults, ignoreip_at, trusted_at, jails });
+        }
+        faults.extend(jails.into_iter().flatten().flat_map(|(_, jail)| jail.faults));
+        Err(faults)
     }
 
     /// Lays a later file over this one.
@@ -283,7 +306,10 @@ impl Sheet {
         let mine = self.jails.get_or_insert_default();
         for (name, jail) in jails {
             match mine.get_mut(&name) {
-                Some(earlier) => earlier.keys = jail.keys.over(&earlier.keys),
+                Some(earlier) => {
+                    earlier.keys = jail.keys.over(&earlier.keys);
+                    earlier.faults.extend(jail.faults);
+                }
                 None => {
                     mine.insert(name, jail);
                 }
@@ -375,13 +401,18 @@ impl Keys {
         {
             faults.push(fault(source, prefix.defined, message));
         }
-        let (maxretry, capacity) = ((&self.maxretry, MAXRETRY_MAX), (&self.capacity, CAPACITY_MAX));
-        for (key, most) in [maxretry, capacity, (&self.user_addrs, USER_ADDRS_MAX)] {
-            if let Some(number) = key.as_ref().filter(|number| !(1..=most).contains(&number.value)) {
-                faults.push(fault(source, number.defined, format!("this must be from 1 to {most}")));
-            }
-        }
+        faults.extend(self.numbers_out_of_range(source));
         faults
+    }
+
+    fn numbers_out_of_range(&self, source: &Source) -> Vec<Fault> {
+        let (maxretry, capacity) = ((&self.maxretry, MAXRETRY_MAX), (&self.capacity, CAPACITY_MAX));
+        let numbers = [maxretry, capacity, (&self.user_addrs, USER_ADDRS_MAX)];
+        let wrong = |(key, most): (&Option<Spanned<u32>>, u32)| {
+            let number = key.as_ref().filter(|number| !(1..=most).contains(&number.value))?;
+            Some(fault(source, number.defined, format!("this must be from 1 to {most}")))
+        };
+        numbers.into_iter().filter_map(wrong).collect()
     }
 
     pub fn friend_for(&self) -> Option<Duration> {

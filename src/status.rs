@@ -22,6 +22,10 @@ pub struct Status {
     /// Changes that the kernel has not answered yet.
     pub pending: usize,
     pub jails: Vec<JailStatus>,
+    /// Jails that cannot run; the others do.
+    pub broken: Vec<BrokenStatus>,
+    /// Jails that run only where their service is.
+    pub auto: Vec<AutoStatus>,
     pub sources: Vec<SourceStatus>,
     pub repairs: Repairs,
     /// Whom an administrator spares by hand, over restarts.
@@ -65,6 +69,25 @@ pub struct JailStatus {
     /// None where the kernel could not be asked.
     pub dropped: Option<Dropped>,
     pub sources: Vec<String>,
+}
+
+/// A jail that cannot run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokenStatus {
+    pub jail: JailName,
+    /// What is wrong, and where.
+    pub why: Vec<String>,
+    /// The bans that it had go on.
+    pub banned: usize,
+}
+
+/// A jail with `enabled: auto`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AutoStatus {
+    pub jail: JailName,
+    pub on: bool,
+    /// What shows that its service is there, or what was looked for in vain.
+    pub why: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

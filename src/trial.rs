@@ -149,7 +149,7 @@ impl Trial {
 
     fn status(&self) -> Option<Status> {
         match self.ask(&Request::Status { jail: None }) {
-            Ok(Response::Status(status)) => Some(status),
+            Ok(Response::Status(status)) => Some(*status),
             _ => None,
         }
     }

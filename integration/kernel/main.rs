@@ -3,6 +3,7 @@
 mod dates;
 mod doctor;
 mod documents;
+mod enabled;
 mod hooks;
 mod netns;
 mod networks;
@@ -10,6 +11,7 @@ mod never;
 mod nft;
 mod protects;
 mod random;
+mod recidive;
 mod refuses;
 mod rejects;
 mod reloads;

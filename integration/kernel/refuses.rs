@@ -60,6 +60,17 @@ fn faults_in_the_configuration_are_pointed_at() {
             "jails:\n  sshd:\n    hook: inptu\n",
             ":3:11: \"inptu\" is no hook: there are prerouting, input, forward",
         ),
+        ("jails:\n  sshd:\n    enabled: yes\n", ":3:14: write true, false or auto"),
+        ("jails:\n  sshd:\n    enabled: 1\n", ":3:14: write true, false or auto"),
+        (
+            "jails:\n  sshd:\n    trusted_proxies: 192.0.2.1\n",
+            ":3:22: this belongs to defaults, not to a jail",
+        ),
+        (
+            "jails:\n  sshd:\n    logpath: auth.log\n",
+            ":3:5: logpath \"auth.log\" does not name a file from the root",
+        ),
+        ("jails:\n  sshd:\n    logpath: ''\n", ":3:5: logpath \"\" does not name a file from the root"),
         ("jails:\n  sshd:\n    hook: []\n", ":3:11: name one: prerouting, input or forward"),
         (
             "jails:\n  sshd:\n    count_by: [addr, prefx]\n",

@@ -9,6 +9,7 @@ use super::compile::{self, BadRule};
 use super::file::RuleFile;
 use super::rule::Rule;
 use super::sample;
+use crate::model::plain;
 use crate::yaml::{self, Fault};
 
 /// The rule files of the source tree, `(FILE NAME, TEXT)`.
@@ -24,7 +25,8 @@ pub struct Library {
 struct Source {
     /// What messages call it.
     file: String,
-    text: String,
+    /// Or why it cannot be read.
+    text: Result<String, String>,
     shipped: bool,
 }
 
@@ -33,38 +35,32 @@ impl Library {
     pub fn shipped() -> Self {
         let mut library = Library::default();
         for (file, text) in SHIPPED {
-            library.insert(&format!("rules/{file}"), text, true);
+            library.insert(&format!("rules/{file}"), Ok((*text).to_owned()), true);
         }
         library
     }
 
-    /// Adds every `NAME.yaml` of `dir`; one named like a rule that is there replaces it.
+    /// Adds every `NAME.yaml` of `dir`; one named like a rule that is there replaces it. A file that cannot be read
+    /// spoils its own rule alone.
     pub fn add_dir(&mut self, dir: &Path) -> io::Result<()> {
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
-            if path.extension().is_none_or(|extension| extension != "yaml") {
-                continue;
+            if path.extension().is_some_and(|extension| extension == "yaml") {
+                self.insert(&path.display().to_string(), read(&path), false);
             }
-            if fs::metadata(&path)?.len() > yaml::FILE_BYTES_MAX as u64 {
-                let text = format!("{} is larger than 1 MiB", path.display());
-                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-            }
-            let text = fs::read_to_string(&path)
-                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
-            self.insert(&path.display().to_string(), &text, false);
         }
         Ok(())
     }
 
     /// Adds one rule file; its name without folder and `.yaml` is the rule's.
     pub fn add(&mut self, file: &str, text: &str) {
-        self.insert(file, text, false);
+        self.insert(file, Ok(text.to_owned()), false);
     }
 
-    fn insert(&mut self, file: &str, text: &str, shipped: bool) {
+    fn insert(&mut self, file: &str, text: Result<String, String>, shipped: bool) {
         let name = file.rsplit('/').next().unwrap_or(file);
         let name = name.strip_suffix(".yaml").unwrap_or(name);
-        let source = Source { file: file.to_owned(), text: text.to_owned(), shipped };
+        let source = Source { file: file.to_owned(), text, shipped };
         self.files.insert(name.to_owned(), source);
     }
 
@@ -81,7 +77,8 @@ impl Library {
     /// The rule as written.
     pub fn file(&self, name: &str) -> Result<RuleFile, BadRule> {
         let source = self.source(name)?;
-        let file: RuleFile = yaml::read(&source.file, &source.text)?;
+        let text = source.text.as_ref().map_err(|why| Fault::whole(&source.file, why))?;
+        let file: RuleFile = yaml::read(&source.file, text)?;
         if file.rule.value != name {
             let message = format!("calls itself \"{}\", but the file is named {name}.yaml", file.rule.value);
             return Err(Fault::near(&source.file, file.rule.referenced, message).into());
@@ -119,6 +116,14 @@ impl Library {
     }
 }
 
+fn read(path: &Path) -> Result<String, String> {
+    let told = |error: io::Error| format!("cannot be read: {}", plain(&error));
+    if fs::metadata(path).map_err(told)?.len() > yaml::FILE_BYTES_MAX as u64 {
+        return Err(format!("is larger than {} KiB", yaml::FILE_BYTES_MAX >> 10));
+    }
+    String::from_utf8(fs::read(path).map_err(told)?).map_err(|_| "is not UTF-8 text".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +142,23 @@ mod tests {
         assert_eq!(library.names().count(), names);
         assert_eq!(library.compile("sshd", None).unwrap().about(), "own");
         assert_eq!(library.check_rule("sshd"), Ok(()));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_spoils_its_own_rule_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("sshd.yaml"), b"rule: \xff").unwrap();
+        fs::create_dir(dir.path().join("vsftpd.yaml")).unwrap();
+        fs::write(dir.path().join("exim.yaml"), " ".repeat(yaml::FILE_BYTES_MAX + 1)).unwrap();
+        let mut library = Library::shipped();
+        library.add_dir(dir.path()).unwrap();
+        for (rule, why) in
+            [("sshd", "is not UTF-8"), ("vsftpd", "cannot be read"), ("exim", "is larger than")]
+        {
+            let said = library.compile(rule, None).unwrap_err().to_string();
+            assert!(said.contains(&format!("{rule}.yaml: {why}")), "{said}");
+        }
+        assert!(library.compile("dovecot", None).is_ok());
     }
 
     #[test]

@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 use crate::model::{Hook, Span, Timestamp};
-use crate::status::{BanStatus, IgnoredStatus, JailStatus, Repairs, Replayed, SourceStatus, Status, brief};
+use crate::status::{
+    AutoStatus, BanStatus, IgnoredStatus, JailStatus, Repairs, Replayed, SourceStatus, Status, brief,
+};
 
 /// So many of those who are spared by hand are named in the status.
 const IGNORED_SHOWN: usize = 10;
@@ -10,6 +12,9 @@ const IGNORED_SHOWN: usize = 10;
 /// The whole status: one line that says how things stand, then jails, then sources.
 pub fn status(status: &Status) -> String {
     let mut text = truth(status) + "\n";
+    for line in status.broken.iter().flat_map(|broken| &broken.why).flat_map(|why| why.lines()) {
+        text += &format!("  {line}\n");
+    }
     for trouble in &status.troubles {
         text += &format!("  {trouble}\n");
     }
@@ -50,6 +55,10 @@ pub fn status(status: &Status) -> String {
     }));
     text += "\n";
     text += &columns(&rows);
+    if !status.auto.is_empty() {
+        text += "\n";
+        text += &auto(&status.auto);
+    }
     let mut rows = vec![row(&["SOURCE", "STATE", "LINES", "LOST", "TOO LONG", "LAST LINE"])];
     rows.extend(status.sources.iter().map(|source| {
         let age = source.last_line.map(|at| format!("{} ago", Span(status.now.since(at))));
@@ -70,6 +79,15 @@ pub fn status(status: &Status) -> String {
     text + &columns(&rows)
 }
 
+/// Jails with `enabled: auto`: which of them run, and why.
+pub fn auto(auto: &[AutoStatus]) -> String {
+    let mut rows = vec![row(&["AUTO", "IS", "BECAUSE"])];
+    rows.extend(auto.iter().map(|auto| {
+        vec![auto.jail.to_string(), if auto.on { "on" } else { "off" }.to_owned(), auto.why.clone()]
+    }));
+    columns(&rows)
+}
+
 /// Where a jail's bans are met, if not where most are.
 fn hooks(jail: &JailStatus) -> String {
     let names: Vec<&str> = jail.hooks.iter().map(|hook| hook.name()).collect();
@@ -86,6 +104,15 @@ pub fn truth(status: &Status) -> String {
     let mut text = format!("{} {} ok", ok.len(), if ok.len() == 1 { "jail" } else { "jails" });
     if !deaf.is_empty() {
         text += &format!(", {} waiting", deaf.len());
+    }
+    if !status.broken.is_empty() {
+        text += &format!(", {} BROKEN", status.broken.len());
+    }
+    for broken in &status.broken {
+        text += &match broken.banned {
+            0 => format!("; {} does not run", broken.jail),
+            bans => format!("; {} does not run, only its bans ({bans}) go on", broken.jail),
+        };
     }
     for jail in status.jails.iter().filter(|jail| jail.paused) {
         text += &format!("; {} is paused", jail.name);
@@ -168,6 +195,7 @@ fn columns(rows: &[Vec<String>]) -> String {
 mod tests {
     use super::*;
     use crate::model::{Block, Dropped};
+    use crate::status::BrokenStatus;
 
     fn sample() -> Status {
         Status {
@@ -208,6 +236,8 @@ mod tests {
                 lost: 0,
                 last_line: Some(Timestamp::from_millis(57_000)),
             }],
+            broken: Vec::new(),
+            auto: Vec::new(),
             ignored: Vec::new(),
             troubles: Vec::new(),
         }
@@ -281,6 +311,41 @@ NEVER BANNED  JAIL  FROM
         assert_eq!(truth(&deaf), "1 jail ok");
         deaf.jails[0].paused = true;
         assert_eq!(truth(&deaf), "1 jail ok; sshd is paused");
+    }
+
+    #[test]
+    fn a_broken_jail_is_on_the_first_line_and_an_automatic_one_says_why() {
+        let mut odd = sample();
+        let why =
+            "a.yaml:7:11: unknown rule \"wbe\": did you mean web?\n 7 |     rule: wbe\n   |           ^"
+                .to_owned();
+        odd.broken = vec![BrokenStatus { jail: "web".parse().unwrap(), why: vec![why], banned: 0 }];
+        let off = "no log, no unit, nothing listens on 21/tcp".to_owned();
+        odd.auto = vec![
+            AutoStatus {
+                jail: "sshd".parse().unwrap(),
+                on: true,
+                why: "ssh.service is installed".to_owned(),
+            },
+            AutoStatus { jail: "vsftpd".parse().unwrap(), on: false, why: off },
+        ];
+        let wanted = "\
+1 jail ok, 1 BROKEN; web does not run
+  a.yaml:7:11: unknown rule \"wbe\": did you mean web?
+   7 |     rule: wbe
+     |           ^
+
+JAIL  BANNED  TOTAL  FAILING  FAILED  DROPPED  PORTS   TERMS
+sshd  1       3      2        12      44       22/tcp  5 in 10m: 1h
+
+AUTO    IS   BECAUSE
+sshd    on   ssh.service is installed
+vsftpd  off  no log, no unit, nothing listens on 21/tcp
+
+";
+        assert_eq!(status(&odd).split("SOURCE").next().unwrap(), wanted);
+        odd.broken[0].banned = 3;
+        assert_eq!(truth(&odd), "1 jail ok, 1 BROKEN; web does not run, only its bans (3) go on");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
 use crate::jail::allow::{Allow, is_unbannable};
 use crate::jail::{Jail, Terms, Verdict};
-use crate::model::{Ban, Change, Event, Failure, JailName, Memory, Target, Timestamp};
+use crate::model::{Ban, Change, Entry, Event, Failure, JailName, Memory, Target, Timestamp};
 
 /// Which jails listen to one source, and with which rules.
 pub struct Listener {
@@ -131,9 +131,25 @@ impl Engine {
         now: Timestamp,
         out: &mut Outcome,
     ) {
+        self.handle(source, now, out, |detector, found| detector.detect(text, clock, found));
+    }
+
+    /// Judges one journal entry of a source. The journal's own time counts, which nobody can choose.
+    pub fn handle_entry(&mut self, source: usize, entry: Entry<'_>, now: Timestamp, out: &mut Outcome) {
+        let clock = Clock::Arrived(entry.at.min(now));
+        self.handle(source, now, out, |detector, found| detector.detect_entry(entry, clock, found));
+    }
+
+    fn handle(
+        &mut self,
+        source: usize,
+        now: Timestamp,
+        out: &mut Outcome,
+        detect: impl FnOnce(&mut Detector, &mut dyn FnMut(usize, Detected)),
+    ) {
         let mut failures = Vec::new();
         let Source { detector, jails } = &mut self.sources[source];
-        detector.detect(text, clock, |rule, detected| {
+        detect(detector, &mut |rule, detected| {
             let Detected::Failure(finding) = detected else { return };
             let Finding { addr, at, weight, bantime, .. } = finding;
             failures.push((jails[rule], Failure { addr, at: at.min(now), weight, bantime }));

@@ -21,9 +21,11 @@ use crate::model::plain;
 
 pub mod archive;
 pub mod bisect;
+pub mod export;
 mod fifo;
 pub mod file;
 pub mod identity;
+pub mod journalmatch;
 pub mod place;
 pub mod ready;
 pub mod splitter;

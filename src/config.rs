@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::acquire::place::Place;
+use crate::acquire::journal;
+use crate::acquire::journalmatch::Matches;
+use crate::acquire::place::{Origin, Place};
 use crate::detect::{Library, NORMAL, Rule};
 use crate::host::Services;
 use crate::jail::Terms;
@@ -17,7 +19,7 @@ use crate::jail::allow::Allow;
 use crate::model::{Bantime, Block, Cell, JailName, Layout, Ports, Span};
 use crate::never::{Entry, Known};
 use crate::ports;
-use crate::sheet::{JailSheet, Keys, Sheet, fault, unreadable};
+use crate::sheet::{JailSheet, Keys, Sheet, fault, matches, unreadable};
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
 
 /// Where the configuration is read from when nothing else is said.
@@ -185,23 +187,19 @@ fn resolve_jail(
     services: &Services,
 ) -> Result<JailConfig, String> {
     let ignoreip = keys.ignoreip().cloned().collect();
-    let rule_name = keys.rule.map_or_else(|| name.to_string(), |rule| rule.value);
+    let rule_name = keys.rule.as_ref().map_or_else(|| name.to_string(), |rule| rule.value.clone());
     if !library.has(&rule_name) {
         let names: Vec<&str> = library.names().collect();
         let unknown = yaml::unknown("rule", &rule_name, &names);
         return Err(format!("{unknown} (a jail that is not named after its rule needs the key rule)"));
     }
-    let mode = keys.mode.map_or_else(|| NORMAL.to_owned(), |mode| mode.value);
+    let mode = keys.mode.as_ref().map_or_else(|| NORMAL.to_owned(), |mode| mode.value.clone());
     let rule = library
         .compile(&rule_name, Some(&mode).filter(|mode| *mode != NORMAL).map(String::as_str))
         .map_err(|bad| bad.to_string())?;
     // A jail recidive that names no log hears the bans of the other jails themselves.
-    let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none();
-    let logpath = match keys.logpath {
-        Some(Many(paths)) => paths,
-        None if hears_bans => Vec::new(),
-        None => default_logpath(rule.logpath()),
-    };
+    let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none() && !asks_journal(own);
+    let logpath = if hears_bans { Vec::new() } else { logpath(&keys, own, &rule)? };
     let ports = ports::ports(keys.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
     let increment = keys.increment.map(|key| key.value.increment()).transpose()?;
     let (findtime, bantime) = match hears_bans {
@@ -223,12 +221,54 @@ fn resolve_jail(
     Ok(JailConfig { terms, rule: Arc::new(rule), mode, logpath, ports, block, capacity, ignoreip })
 }
 
-/// The first log that is there, since distributions differ; all of them where none is, to wait for.
-fn default_logpath(candidates: &[String]) -> Vec<Place> {
+/// What a jail reads: the logs and the journal that it names, else those of its rule.
+fn logpath(keys: &Keys, own: &Keys, rule: &Rule) -> Result<Vec<Place>, String> {
+    let origin = keys.journal.as_ref().map_or_else(Origin::default, |origin| origin.0.clone());
+    let wrong = |message| format!("the rule {}: {message}", rule.name());
+    let of_rule = match rule.journalmatch() {
+        [] => None,
+        words => Some(matches(words).map_err(wrong)?),
+    };
+    if !asks_journal(own) {
+        return Ok(match &keys.logpath {
+            Some(Many(places)) => places.clone(),
+            None => default_logpath(rule.logpath(), of_rule.map(|matches| (origin, matches))),
+        });
+    }
+    let matches = match &own.journalmatch {
+        Some(words) => matches(&words.value.0)?,
+        None => of_rule.or_else(|| of_units(rule.units())).ok_or_else(|| {
+            wrong(
+                "it does not say what its service writes to the journal: add journalmatch to the jail"
+                    .to_owned(),
+            )
+        })?,
+    };
+    let files = own.logpath.iter().flat_map(|Many(places)| places.clone());
+    Ok(files.chain([Place::Journal(origin, matches)]).collect())
+}
+
+fn asks_journal(own: &Keys) -> bool {
+    own.journalmatch.is_some() || own.journal.is_some()
+}
+
+/// All that these units write; `a@.service` stands for each of its instances.
+fn of_units(units: &[String]) -> Option<Matches> {
+    let words: Vec<String> =
+        units.iter().map(|unit| format!("_SYSTEMD_UNIT={}", unit.replace("@.", "@*."))).collect();
+    matches(&words).ok()
+}
+
+/// The first log that is there, since distributions differ; else the journal, where there is one and the service
+/// writes to it; else all logs, to wait for.
+fn default_logpath(candidates: &[String], in_journal: Option<(Origin, Matches)>) -> Vec<Place> {
     let candidates = || candidates.iter().map(|path| Place::File(path.into()));
     match candidates().find(|place| place.file().is_some_and(Path::exists)) {
         Some(place) => vec![place],
-        None => candidates().collect(),
+        None => match in_journal.filter(|(origin, _)| journal::is_there(origin)) {
+            Some((origin, matches)) => vec![Place::Journal(origin, matches)],
+            None => candidates().collect(),
+        },
     }
 }
 
@@ -262,5 +302,56 @@ mod tests {
         assert_eq!(fault.message, "unknown word \"rejct\": did you mean reject?");
         let fault = told("defaults: {block: deny}\n");
         assert_eq!(fault.message, "unknown word \"deny\": there are drop, reject");
+    }
+
+    fn places(text: &str) -> Vec<String> {
+        let jails = load(text).unwrap().jails;
+        jails.iter().flat_map(|jail| &jail.logpath).map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_jail_that_asks_for_the_journal_reads_what_it_names_or_what_its_rule_does() {
+        let match_and_log = "jails: {sogo-auth: {journalmatch: [_UID=0, A=b, +, _UID=1], logpath: /x}}";
+        assert_eq!(places(match_and_log), ["/x", "journal (_UID=0 A=b + _UID=1)"]);
+        assert_eq!(
+            places("jails: {sogo-auth: {journalmatch: CONTAINER_NAME=a}}"),
+            ["journal (_UID=0 CONTAINER_NAME=a)"]
+        );
+        let units = "_SYSTEMD_UNIT=sogo.service _SYSTEMD_UNIT=sogod.service";
+        assert_eq!(places("jails: {sogo-auth: {journal: web}}"), [format!("journal web ({units})")]);
+        assert_eq!(
+            places("jails: {nginx-scan: {journal: system}}"),
+            ["journal (_SYSTEMD_UNIT=nginx.service _SYSTEMD_UNIT=lighttpd.service)"]
+        );
+        assert_eq!(
+            places("jails: {postgresql: {journal: /var/log/journal}}"),
+            [
+                "journal /var/log/journal (_SYSTEMD_UNIT=postgresql.service _SYSTEMD_UNIT=postgresql@*.service)"
+            ]
+        );
+        let defaults = "defaults: {journal: /nonexistent, logpath: /y}\njails: {sogo-auth: {}}";
+        assert_eq!(places(defaults), ["/y"]);
+    }
+
+    #[test]
+    fn where_there_is_no_journal_the_logs_of_the_rule_are_waited_for() {
+        assert_eq!(
+            places("defaults: {journal: /nonexistent}\njails: {sogo-auth: {}}"),
+            ["/var/log/sogo/sogo.log"]
+        );
+    }
+
+    #[test]
+    fn a_mistake_about_the_journal_is_pointed_at() {
+        let told = |text: &str| load(text).unwrap_err()[0].clone();
+        let fault = told("jails:\n  sshd:\n    journalmatch: ssh.service\n");
+        assert_eq!((fault.line, fault.column), (3, 19));
+        assert!(fault.message.starts_with("\"ssh.service\" is no match: write FIELD=VALUE"), "{fault}");
+        let fault = told("defaults: {journalmatch: _UID=0}\n");
+        assert_eq!(fault.message, "this belongs to a jail, not to defaults");
+        let fault = told("jails: {sshd: {journal: a/b}}\n");
+        assert!(fault.message.contains("\"a/b\" is no journal: write system"), "{fault}");
+        let fault = told("jails: {portsentry: {journal: system, rule: nextcloudy}}\n");
+        assert!(fault.message.contains("unknown rule"), "{fault}");
     }
 }

@@ -214,9 +214,12 @@ impl Daemon {
         let now = host::now();
         let mut out = Outcome::default();
         let Daemon { sources, engine, zone, .. } = self;
-        let read = sources.read(now, TURN_BYTES, |source, line| {
-            let clock = if line.fresh { Clock::Arrived(now) } else { Clock::Written { now, zone } };
-            engine.handle_line(source, line.text, clock, now, &mut out);
+        let read = sources.read(now, TURN_BYTES, |source, line| match line.entry {
+            Some(entry) => engine.handle_entry(source, entry, now, &mut out),
+            None => {
+                let clock = if line.fresh { Clock::Arrived(now) } else { Clock::Written { now, zone } };
+                engine.handle_line(source, line.text, clock, now, &mut out);
+            }
         });
         if read.lines > 0 {
             self.schedule_save();

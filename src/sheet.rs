@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::acquire::place::Place;
+use crate::acquire::journalmatch::Matches;
+use crate::acquire::place::{Origin, Place};
 use crate::detect::{Library, NORMAL};
 use crate::host::Services;
 use crate::jail::FORGET;
@@ -42,6 +43,8 @@ pub struct Keys {
     pub rule: Option<Spanned<String>>,
     pub mode: Option<Spanned<String>>,
     pub logpath: Option<Many<Place>>,
+    pub journalmatch: Option<Spanned<Many<String>>>,
+    pub journal: Option<Text<Origin>>,
     pub port: Option<Spanned<Many<String>>>,
     pub maxretry: Option<Spanned<u32>>,
     pub findtime: Option<Text<Span>>,
@@ -124,8 +127,9 @@ impl Sheet {
                 .collect::<BTreeMap<_, _>>()
         });
         let mut faults = defaults.faults(None, &source, library, services);
-        for key in [&defaults.rule, &defaults.mode].into_iter().flatten() {
-            faults.push(fault(&source, key.defined, "this belongs to a jail, not to defaults"));
+        let of_jails = [&defaults.rule, &defaults.mode].into_iter().flatten().map(|key| key.defined);
+        for place in of_jails.chain(defaults.journalmatch.as_ref().map(|key| key.defined)) {
+            faults.push(fault(&source, place, "this belongs to a jail, not to defaults"));
         }
         for (name, jail) in jails.iter().flatten() {
             if let Some(key) = &jail.keys.ban_local {
@@ -158,6 +162,11 @@ pub fn fault(source: &Source, place: Location, message: impl Into<String>) -> Fa
 
 pub fn unreadable(path: &Path, error: &io::Error) -> Fault {
     Fault::whole(&path.display().to_string(), format!("cannot be read: {}", plain(error)))
+}
+
+/// The words of `journalmatch` as one.
+pub fn matches(words: &[String]) -> Result<Matches, String> {
+    words.join(" ").parse()
 }
 
 impl Keys {
@@ -195,6 +204,11 @@ impl Keys {
         {
             faults.push(fault(source, increment.defined, message));
         }
+        if let Some(key) = &self.journalmatch
+            && let Err(message) = matches(&key.value.0)
+        {
+            faults.push(fault(source, key.defined, message));
+        }
         for list in self.ignoreip().filter_map(Entry::file) {
             let place = self.ignoreip.as_ref().map_or(Location::UNKNOWN, |key| key.defined);
             faults.extend(never::read(list).err().into_iter().flatten().map(|wrong| match wrong.line {
@@ -223,6 +237,8 @@ impl Keys {
             rule: upper.rule.or(below.rule),
             mode: upper.mode.or(below.mode),
             logpath: upper.logpath.or(below.logpath),
+            journalmatch: upper.journalmatch.or(below.journalmatch),
+            journal: upper.journal.or(below.journal),
             port: upper.port.or(below.port),
             maxretry: upper.maxretry.or(below.maxretry),
             findtime: upper.findtime.or(below.findtime),

@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::acquire::bisect::Age;
-use crate::acquire::file::{Follower, Start};
+use crate::acquire::file::{AgeOf, Follower, Start};
 use crate::acquire::identity::Position;
-use crate::acquire::place::Place;
+use crate::acquire::journal::Journal;
+use crate::acquire::journalmatch::Matches;
+use crate::acquire::place::{Origin, Place};
 use crate::acquire::ready::Ready;
 use crate::acquire::stream::Stream;
 use crate::acquire::{Aimed, Line, Notice, Progress, SourceId, Watch, What};
@@ -22,26 +25,36 @@ pub struct Sources {
     watch_bell: Bell,
     ready: Ready,
     ready_bell: Bell,
-    followed: Vec<Followed>,
+    /// By the first source of each.
+    followed: BTreeMap<SourceId, Followed>,
     /// Who must be read again.
     awake: BTreeSet<SourceId>,
     /// When those are looked at whose changes raise no events.
     poll_at: Option<Timestamp>,
 }
 
+/// A reader, and the sources that it serves.
 struct Followed {
+    reader: Reader,
+    sources: Vec<Source>,
+}
+
+struct Source {
     id: SourceId,
     place: Place,
-    reader: Reader,
     lines: u64,
     last_line: Option<Timestamp>,
 }
 
-/// What reads a place.
+/// What reads one place, or several of one journal.
 enum Reader {
     File(Box<Follower>),
     Stream(Stream),
+    Journal(Box<Journal>),
 }
+
+/// What is wanted of one journal: by which source, and from where on.
+type Wants = Vec<(SourceId, Matches, Option<String>)>;
 
 /// What one turn of reading came to.
 #[derive(Debug, Default)]
@@ -74,18 +87,12 @@ impl Sources {
             watch,
             ready_bell: Bell::of(&ready)?,
             ready,
-            followed: Vec::new(),
+            followed: BTreeMap::new(),
             awake: BTreeSet::new(),
             poll_at: None,
         };
-        let saved: BTreeMap<&str, &str> =
-            saved.iter().map(|(source, position)| (source.as_str(), position.as_str())).collect();
-        for (number, place) in (0..).zip(places) {
-            let position = saved.get(place.to_string().as_str()).copied();
-            let followed = Followed::open(SourceId(number), place, position, backlog, now, date_of)?;
-            sources.awake.insert(followed.id);
-            sources.followed.push(followed);
-        }
+        let saved = saved.iter().cloned().collect();
+        sources.add(places, &saved, &mut Vec::new(), backlog, now, date_of)?;
         Ok(sources)
     }
 
@@ -97,17 +104,56 @@ impl Sources {
         now: Timestamp,
         date_of: &DateOf,
     ) -> io::Result<()> {
-        let mut old: Vec<Followed> = std::mem::take(&mut self.followed);
-        old.iter().for_each(|followed| self.watch.forget(followed.id));
+        let positions = self.positions().into_iter().collect();
+        let mut old: Vec<Followed> = std::mem::take(&mut self.followed).into_values().collect();
+        let ids = old.iter().flat_map(|followed| &followed.sources).map(|source| source.id);
+        ids.for_each(|id| self.watch.forget(id));
+        self.add(places, &positions, &mut old, backlog, now, date_of)
+    }
+
+    /// Follows these places. A journal is opened anew where it was; a reader of `old` that serves one place serves on.
+    fn add(
+        &mut self,
+        places: &[Place],
+        saved: &BTreeMap<String, String>,
+        old: &mut Vec<Followed>,
+        backlog: Duration,
+        now: Timestamp,
+        date_of: &DateOf,
+    ) -> io::Result<()> {
+        let mut journals: BTreeMap<&Origin, (Wants, Vec<Source>)> = BTreeMap::new();
         for (number, place) in (0..).zip(places) {
             let id = SourceId(number);
-            let followed = match old.iter().position(|followed| followed.place == *place) {
-                Some(index) => Followed { id, ..old.swap_remove(index) },
-                None => Followed::open(id, place, None, backlog, now, date_of)?,
+            let known = old.iter().position(|old| old.sources.iter().any(|source| source.place == *place));
+            let mut source = Source { id, place: place.clone(), lines: 0, last_line: None };
+            if let Some(before) = known.and_then(|at| old[at].sources.iter().find(|old| old.place == *place))
+            {
+                (source.lines, source.last_line) = (before.lines, before.last_line);
+            }
+            let position = saved.get(&place.to_string());
+            let reader = match (place, known) {
+                (Place::Journal(origin, matches), _) => {
+                    let (wants, sources) = journals.entry(origin).or_default();
+                    wants.push((id, matches.clone(), position.cloned()));
+                    sources.push(source);
+                    continue;
+                }
+                (_, Some(at)) => old.swap_remove(at).reader,
+                (Place::Stream(channel), None) => Reader::Stream(Stream::of(channel, place.to_string())),
+                (Place::File(path), None) => {
+                    let saved = position.and_then(|text| serde_json::from_str::<Vec<Position>>(text).ok());
+                    let start = Start::Since(age(now.minus(backlog), date_of.clone()));
+                    Reader::File(Box::new(Follower::open(path, saved, start, now)?))
+                }
             };
-            self.awake.insert(id);
-            self.followed.push(followed);
+            self.followed.insert(id, Followed { reader, sources: vec![source] });
         }
+        for (origin, (wants, sources)) in journals {
+            let journal = Journal::open(origin.clone(), wants, now.minus(backlog));
+            let id = sources[0].id;
+            self.followed.insert(id, Followed { reader: Reader::Journal(Box::new(journal)), sources });
+        }
+        self.awake = self.followed.keys().copied().collect();
         Ok(())
     }
 
@@ -128,17 +174,18 @@ impl Sources {
     pub fn read(&mut self, now: Timestamp, budget: usize, mut handle: impl FnMut(usize, Line<'_>)) -> Turn {
         let mut turn = Turn::default();
         for id in std::mem::take(&mut self.awake) {
-            let Some(followed) = self.followed.get_mut(id.0 as usize) else { continue };
-            let progress = followed.reader.read(now, budget, &mut |line| handle(id.0 as usize, line));
-            followed.handle_progress(&progress, now);
+            let Some(followed) = self.followed.get_mut(&id) else { continue };
+            let progress = followed.read(id, now, budget, &mut handle);
             turn.lines += progress.lines;
             let aimed = match &followed.reader {
                 Reader::File(follower) => self.watch.aim(id, follower),
                 Reader::Stream(stream) => {
-                    if let Err(error) = self.ready.aim(id, stream) {
-                        tracing::error!("{} cannot be waited for: {}", followed.place, plain(&error));
-                    }
+                    wait_for(&self.ready, id, stream.descriptors());
                     stream.path().map_or(Aimed::Unchanged, |path| self.watch.aim_at_name(id, path))
+                }
+                Reader::Journal(journal) => {
+                    wait_for(&self.ready, id, journal.descriptors());
+                    Aimed::Unchanged
                 }
             };
             if let Aimed::Blind(why) = &aimed {
@@ -154,9 +201,9 @@ impl Sources {
 
     /// When to call [`Sources::poll`] next; none where events tell everything.
     pub fn poll_timeout(&mut self, now: Timestamp) -> Option<Timestamp> {
-        let blind = self.followed.iter().any(|followed| followed.is_blind(&self.watch));
+        let blind = self.followed.iter().any(|(id, followed)| followed.reader.is_blind(*id, &self.watch));
         self.poll_at = if blind { Some(self.poll_at.unwrap_or(now.plus(POLL_EVERY))) } else { None };
-        self.followed.iter().filter_map(|followed| followed.reader.poll_timeout()).chain(self.poll_at).min()
+        self.followed.values().filter_map(|followed| followed.reader.poll_timeout()).chain(self.poll_at).min()
     }
 
     /// Wakes those that are to be looked at though nothing happened.
@@ -165,118 +212,139 @@ impl Sources {
         if due {
             self.poll_at = None;
         }
-        for followed in &self.followed {
-            let blind = due && followed.is_blind(&self.watch);
+        for (id, followed) in &self.followed {
+            let blind = due && followed.reader.is_blind(*id, &self.watch);
             if blind || followed.reader.poll_timeout().is_some_and(|at| at <= now) {
-                self.awake.insert(followed.id);
+                self.awake.insert(*id);
             }
         }
     }
 
-    /// What to save of each log, so that the next start goes on where this one is.
+    /// What to save of each source, so that the next start goes on where this one is.
     pub fn positions(&self) -> Vec<(String, String)> {
-        let position = |followed: &Followed| {
-            let positions = followed.reader.positions()?;
-            Some((followed.place.to_string(), serde_json::json!(positions).to_string()))
-        };
-        self.followed.iter().filter_map(position).collect()
+        self.followed.values().flat_map(Followed::positions).collect()
     }
 
     pub fn status(&self) -> Vec<SourceStatus> {
-        self.followed.iter().map(Followed::status).collect()
+        let mut all: Vec<(SourceId, SourceStatus)> =
+            self.followed.values().flat_map(Followed::status).collect();
+        all.sort_by_key(|(id, _)| *id);
+        all.into_iter().map(|(_, status)| status).collect()
     }
 }
 
+fn wait_for<'a>(ready: &Ready, id: SourceId, descriptors: impl IntoIterator<Item = BorrowedFd<'a>>) {
+    if let Err(error) = ready.aim(id, descriptors) {
+        tracing::error!("what comes next cannot be waited for: {}", plain(&error));
+    }
+}
+
+/// How old a line is beside the `oldest` that is wanted.
+fn age(oldest: Timestamp, date_of: DateOf) -> AgeOf {
+    Box::new(move |line| match date_of(line) {
+        Some(date) if date < oldest => Age::Before,
+        Some(_) => Age::Wanted,
+        None => Age::Undated,
+    })
+}
+
 impl Followed {
-    fn open(
+    fn read(
+        &mut self,
         id: SourceId,
-        place: &Place,
-        saved: Option<&str>,
-        backlog: Duration,
         now: Timestamp,
-        date_of: &DateOf,
-    ) -> io::Result<Followed> {
-        let oldest = now.minus(backlog);
-        let date_of = date_of.clone();
-        let age = move |line: &[u8]| match date_of(line) {
-            Some(date) if date < oldest => Age::Before,
-            Some(_) => Age::Wanted,
-            None => Age::Undated,
-        };
-        let reader = match place {
-            Place::Stream(channel) => Reader::Stream(Stream::of(channel, place.to_string())),
-            Place::File(path) => {
-                let saved = saved.and_then(|position| serde_json::from_str::<Vec<Position>>(position).ok());
-                Reader::File(Box::new(Follower::open(path, saved, Start::Since(Box::new(age)), now)?))
+        budget: usize,
+        handle: &mut impl FnMut(usize, Line<'_>),
+    ) -> Progress {
+        let sources = &mut self.sources;
+        let mut sink = |id: SourceId, line: Line<'_>| {
+            if let Some(source) = sources.iter_mut().find(|source| source.id == id) {
+                source.lines += 1;
+                source.last_line = Some(now);
             }
+            handle(id.0 as usize, line);
         };
-        Ok(Followed { id, place: place.clone(), reader, lines: 0, last_line: None })
+        let progress = match &mut self.reader {
+            Reader::File(follower) => follower.read(now, budget, &mut |line| sink(id, line)),
+            Reader::Stream(stream) => stream.read(now, budget, &mut |line| sink(id, line)),
+            Reader::Journal(journal) => journal.read(now, budget, &mut sink),
+        };
+        self.handle_progress(&progress);
+        progress
     }
 
-    fn handle_progress(&mut self, progress: &Progress, now: Timestamp) {
+    fn positions(&self) -> Vec<(String, String)> {
+        let one = |position: String| {
+            self.sources.iter().map(|source| (source.place.to_string(), position.clone())).collect()
+        };
+        match &self.reader {
+            Reader::File(follower) => follower
+                .positions()
+                .map(|known| one(serde_json::json!(known).to_string()))
+                .unwrap_or_default(),
+            // It cannot be read twice.
+            Reader::Stream(_) => Vec::new(),
+            Reader::Journal(journal) => {
+                let name = |id| {
+                    self.sources.iter().find(|source| source.id == id).map(|found| found.place.to_string())
+                };
+                journal.positions().filter_map(|(id, cursor)| Some((name(id)?, cursor))).collect()
+            }
+        }
+    }
+
+    fn handle_progress(&self, progress: &Progress) {
         for notice in &progress.notices {
             // A log that never was there is no news: the status says what is waited for.
             match notice.what {
-                What::Missing if self.reader.positions().is_none_or(|known| known.is_empty()) => {
-                    tracing::debug!("{notice}");
-                }
+                What::Missing if !self.reader.has_read() => tracing::debug!("{notice}"),
                 What::Appeared | What::Rotated => tracing::info!("{notice}"),
                 _ => tracing::warn!("{notice}"),
             }
         }
         if progress.overlong > 0 {
-            tracing::warn!("{}: {} overlong lines were dropped", self.place, progress.overlong);
-        }
-        if progress.lines > 0 {
-            self.lines += progress.lines;
-            self.last_line = Some(now);
+            tracing::warn!("{}: {} overlong lines were dropped", self.sources[0].place, progress.overlong);
         }
     }
 
-    /// Whether what happens to its name raises no events.
-    fn is_blind(&self, watch: &Watch) -> bool {
-        let has_name = match &self.reader {
-            Reader::File(_) => true,
-            Reader::Stream(stream) => stream.path().is_some(),
-        };
-        has_name && watch.needs_polling(self.id)
-    }
-
-    fn status(&self) -> SourceStatus {
-        let state = match self.reader.trouble() {
-            None => "following".to_owned(),
-            Some(notice) => notice.to_string(),
-        };
-        SourceStatus {
-            name: self.place.to_string(),
-            state,
-            lines: self.lines,
+    fn status(&self) -> Vec<(SourceId, SourceStatus)> {
+        let state = self.reader.trouble().map_or_else(|| "following".to_owned(), |notice| notice.to_string());
+        let one = |source: &Source| SourceStatus {
+            name: source.place.to_string(),
+            state: state.clone(),
+            lines: source.lines,
             behind: self.reader.behind(),
-            last_line: self.last_line,
-        }
+            last_line: source.last_line,
+        };
+        self.sources.iter().map(|source| (source.id, one(source))).collect()
     }
 }
 
 impl Reader {
-    fn read(&mut self, now: Timestamp, budget: usize, sink: &mut dyn FnMut(Line<'_>)) -> Progress {
+    /// Whether there was ever something to go back to.
+    fn has_read(&self) -> bool {
         match self {
-            Reader::File(follower) => follower.read(now, budget, sink),
-            Reader::Stream(stream) => stream.read(now, budget, sink),
+            Reader::File(follower) => follower.positions().is_some_and(|known| !known.is_empty()),
+            Reader::Stream(_) => false,
+            Reader::Journal(journal) => journal.positions().next().is_some(),
         }
     }
 
-    /// What to save of it; of a stream nothing, since it cannot be read twice.
-    fn positions(&self) -> Option<Vec<Position>> {
-        match self {
-            Reader::File(follower) => follower.positions(),
-            Reader::Stream(_) => None,
-        }
+    /// Whether what happens to its name raises no events.
+    fn is_blind(&self, id: SourceId, watch: &Watch) -> bool {
+        let has_name = match self {
+            Reader::File(_) => true,
+            Reader::Stream(stream) => stream.path().is_some(),
+            Reader::Journal(_) => false,
+        };
+        has_name && watch.needs_polling(id)
     }
 
     fn poll_timeout(&self) -> Option<Timestamp> {
         match self {
             Reader::File(follower) => follower.poll_timeout(),
             Reader::Stream(stream) => stream.poll_timeout(),
+            Reader::Journal(journal) => journal.poll_timeout(),
         }
     }
 
@@ -284,14 +352,15 @@ impl Reader {
         match self {
             Reader::File(follower) => follower.trouble(),
             Reader::Stream(stream) => stream.trouble(),
+            Reader::Journal(journal) => journal.trouble(),
         }
     }
 
-    /// Bytes that are written and not read yet.
+    /// Bytes that are written and not read yet, where that can be known.
     fn behind(&self) -> u64 {
         match self {
             Reader::File(follower) => follower.behind(),
-            Reader::Stream(_) => 0,
+            Reader::Stream(_) | Reader::Journal(_) => 0,
         }
     }
 }

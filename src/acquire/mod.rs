@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use thiserror::Error;
 
-use crate::model::plain;
+use crate::model::{Entry, plain};
 
 pub mod archive;
 pub mod bisect;
@@ -25,6 +25,7 @@ pub mod export;
 mod fifo;
 pub mod file;
 pub mod identity;
+pub mod journal;
 pub mod journalmatch;
 pub mod place;
 pub mod ready;
@@ -36,13 +37,15 @@ mod tail;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(pub u32);
 
-/// One line as it was found, without its newline and carriage return.
+/// One line as it was found, without its newline and carriage return, or one entry of a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
-    /// At most [`splitter::LINE_BYTES_MAX`] bytes; any bytes but a newline.
+    /// At most [`splitter::LINE_BYTES_MAX`] bytes; any bytes, but a newline only in an entry.
     pub text: &'a [u8],
     /// Written after we had once read everything, so that it is about now; otherwise it is backlog.
     pub fresh: bool,
+    /// The entry whose message it is.
+    pub entry: Option<Entry<'a>>,
 }
 
 /// What one read came to.
@@ -78,6 +81,8 @@ pub enum What {
     Missing,
     /// The file that was read before the restart is not there any more: lines may have been missed.
     Lost,
+    /// The journal lost the entry that was read last, or cannot give what follows it.
+    Gap,
     /// Something of this kind has the name; it is not opened, and a file is waited for.
     NotAFile(&'static str),
     /// The system's words for why it cannot be read; tried again at the next event.
@@ -95,6 +100,7 @@ impl fmt::Display for Notice {
             What::Lost => {
                 write!(f, "{path} is not the file that was read before, which is gone: lines may be missing")
             }
+            What::Gap => write!(f, "the {path} does not go on where it was left: entries may be missing"),
             What::NotAFile(kind) => write!(f, "cannot read {path}: it is {kind}, not a file"),
             What::Unreadable(reason) => write!(f, "cannot read {path}: {reason}"),
         }

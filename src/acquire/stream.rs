@@ -103,7 +103,8 @@ impl Stream {
         self.kind.poll_timeout()
     }
 
-    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+    /// What becomes readable when there is something to read.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.kind.descriptors()
     }
 }

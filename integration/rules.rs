@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
+use nftjail::acquire::journalmatch::Matches;
 use nftjail::detect::file::RuleFile;
 use nftjail::detect::{Clock, Detector, LINE_BYTES_MAX, Library, Rule, Verdict};
 use nftjail::model::Timestamp;
@@ -41,6 +42,22 @@ fn modes(file: &RuleFile) -> Vec<Option<String>> {
 fn every_rule_is_proven_and_its_samples_hold() {
     let bad = Library::shipped().check();
     assert!(bad.is_empty(), "{}", bad.iter().map(|bad| format!("{bad}\n")).collect::<String>());
+}
+
+#[test]
+fn every_rule_says_itself_who_must_have_written_the_entries_of_the_journal() {
+    let library = Library::shipped();
+    let mut count = 0;
+    for name in library.names() {
+        let words = library.file(name).unwrap().journalmatch.join(" ");
+        if words.is_empty() {
+            continue;
+        }
+        count += 1;
+        let matches: Matches = words.parse().unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
+        assert_eq!(matches.to_string(), words, "{name}: what proves the writer is written out");
+    }
+    assert!(count > 40);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use crate::acquire::journal;
 use crate::acquire::place::Place;
 use crate::acquire::stream::Stream;
 use crate::config::{self, Config};
@@ -54,6 +55,10 @@ fn outlook(place: &Place) -> String {
             0 => "matches nothing yet, will be waited for".to_owned(),
             1 => "matches 1 file".to_owned(),
             many => format!("matches {many} files"),
+        }),
+        Place::Journal(origin, _) => Ok(match journal::is_there(origin) {
+            true => "ok".to_owned(),
+            false => "is not there yet, will be waited for".to_owned(),
         }),
         Place::Stream(channel) => Stream::of(channel, place.to_string()).outlook().map(str::to_owned),
     };

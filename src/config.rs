@@ -406,7 +406,7 @@ mod tests {
         let library = Library::shipped();
         for name in library.names() {
             let rule = library.compile(name, None).unwrap();
-            assert!(crate::resolve::default_logpath(&rule).is_ok(), "{name}");
+            assert!(crate::resolve::default_logpath(&rule, None).is_ok(), "{name}");
         }
     }
 
@@ -418,5 +418,56 @@ mod tests {
         assert_eq!(fault.message, "unknown word \"rejct\": did you mean reject?");
         let fault = told("defaults: {block: deny}\n");
         assert_eq!(fault.message, "unknown word \"deny\": there are drop, reject");
+    }
+
+    fn places(text: &str) -> Vec<String> {
+        let jails = load(text).unwrap().jails;
+        jails.iter().flat_map(|jail| &jail.logpath).map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_jail_that_asks_for_the_journal_reads_what_it_names_or_what_its_rule_does() {
+        let match_and_log = "jails: {sogo-auth: {journalmatch: [_UID=0, A=b, +, _UID=1], logpath: /x}}";
+        assert_eq!(places(match_and_log), ["/x", "journal (_UID=0 A=b + _UID=1)"]);
+        assert_eq!(
+            places("jails: {sogo-auth: {journalmatch: CONTAINER_NAME=a}}"),
+            ["journal (_UID=0 CONTAINER_NAME=a)"]
+        );
+        let units = "_SYSTEMD_UNIT=sogo.service _SYSTEMD_UNIT=sogod.service";
+        assert_eq!(places("jails: {sogo-auth: {journal: web}}"), [format!("journal web ({units})")]);
+        assert_eq!(
+            places("jails: {nginx-scan: {journal: system}}"),
+            ["journal (_SYSTEMD_UNIT=nginx.service _SYSTEMD_UNIT=lighttpd.service)"]
+        );
+        assert_eq!(
+            places("jails: {postgresql: {journal: /var/log/journal}}"),
+            [
+                "journal /var/log/journal (_SYSTEMD_UNIT=postgresql.service _SYSTEMD_UNIT=postgresql@*.service)"
+            ]
+        );
+        let defaults = "defaults: {journal: /nonexistent, logpath: /y}\njails: {sogo-auth: {}}";
+        assert_eq!(places(defaults), ["/y"]);
+    }
+
+    #[test]
+    fn where_there_is_no_journal_the_logs_of_the_rule_are_waited_for() {
+        assert_eq!(
+            places("defaults: {journal: /nonexistent}\njails: {sogo-auth: {}}"),
+            ["/var/log/sogo/sogo.log"]
+        );
+    }
+
+    #[test]
+    fn a_mistake_about_the_journal_is_pointed_at() {
+        let told = |text: &str| load(text).unwrap_err()[0].clone();
+        let fault = told("jails:\n  sshd:\n    journalmatch: ssh.service\n");
+        assert_eq!((fault.line, fault.column), (3, 19));
+        assert!(fault.message.starts_with("\"ssh.service\" is no match: write FIELD=VALUE"), "{fault}");
+        let fault = told("defaults: {journalmatch: _UID=0}\n");
+        assert_eq!(fault.message, "this belongs to a jail, not to defaults");
+        let fault = told("jails: {sshd: {journal: a/b}}\n");
+        assert!(fault.message.contains("\"a/b\" is no journal: write system"), "{fault}");
+        let fault = told("jails: {portsentry: {journal: system, rule: nextcloudy}}\n");
+        assert!(fault.message.contains("unknown rule"), "{fault}");
     }
 }

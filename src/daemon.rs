@@ -252,6 +252,9 @@ impl Daemon {
         let mut skewed = Vec::new();
         let Daemon { sources, engine, zone, .. } = self;
         let read = sources.read(now, TURN_BYTES, |source, line| {
+            if let Some(entry) = line.entry {
+                return engine.handle_entry(source, entry, now, &mut out);
+            }
             let clock = if line.fresh { Clock::Arrived(now) } else { Clock::Written { now, zone } };
             engine.handle_line(source, line.text, clock, now, &mut out);
             if line.fresh && engine.compare_clocks(source, line.text, now, zone) {

@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::hash::{DefaultHasher, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -12,8 +11,9 @@ use crate::detect::skew::Skew;
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
 use crate::jail::allow::{Allow, is_internal};
 use crate::jail::{Jail, Terms, Verdict};
-use crate::model::{Ban, Bantime, Change, Event, Failure, JailName, Mark, Memory, Target, Timestamp};
+use crate::model::{Ban, Bantime, Change, Entry, Event, Failure, JailName, Memory, Target, Timestamp};
 use crate::probe::{PROBED, Probes};
+use crate::secret::{chance, mark};
 
 /// Which jails listen to one source, and with which rules.
 pub struct Listener {
@@ -193,13 +193,30 @@ impl Engine {
         now: Timestamp,
         out: &mut Outcome,
     ) {
-        let mut heard = Vec::new();
-        let Source { detector, jails, zone, .. } = &mut self.sources[source];
-        let clock = match (clock, zone) {
+        let zone = self.sources[source].zone.clone();
+        let clock = match (clock, &zone) {
             (Clock::Written { now, .. }, Some(zone)) => Clock::Written { now, zone },
             (clock, _) => clock,
         };
-        detector.detect(text, clock, |rule, detected| heard.push((jails[rule], detected)));
+        self.handle(source, now, out, |detector, found| detector.detect(text, clock, found));
+    }
+
+    /// Judges one journal entry of a source. The journal's own time counts, which nobody can choose.
+    pub fn handle_entry(&mut self, source: usize, entry: Entry<'_>, now: Timestamp, out: &mut Outcome) {
+        let clock = Clock::Arrived(entry.at.min(now));
+        self.handle(source, now, out, |detector, found| detector.detect_entry(entry, clock, found));
+    }
+
+    fn handle(
+        &mut self,
+        source: usize,
+        now: Timestamp,
+        out: &mut Outcome,
+        detect: impl FnOnce(&mut Detector, &mut dyn FnMut(usize, Detected)),
+    ) {
+        let mut heard = Vec::new();
+        let Source { detector, jails, .. } = &mut self.sources[source];
+        detect(detector, &mut |rule, detected| heard.push((jails[rule], detected)));
         for (jail, detected) in heard {
             if matches!(&detected, Detected::Failure(finding) if self.meet_probe(jail, finding.addr, now, out))
                 || self.is_paused(&self.jails[jail].terms().name)
@@ -457,30 +474,6 @@ impl Engine {
 /// A failure of which only the address is known.
 fn anonymous(addr: IpAddr, at: Timestamp) -> Failure {
     Failure { addr, at, weight: 1, bantime: None, user: None, path: None }
-}
-
-/// Whoever does not know the secret finds no two texts with the same mark.
-fn mark(secret: u64, text: &[u8]) -> Mark {
-    let mut hasher = DefaultHasher::new();
-    hasher.write_u64(secret);
-    hasher.write(text);
-    Mark::new(hasher.finish()).unwrap_or(Mark::MIN)
-}
-
-/// A number that looks random to whoever does not know the secret (SplitMix64's finaliser over all three).
-fn chance(secret: u64, target: Target, at: Timestamp) -> u64 {
-    let bits = match target.network() {
-        IpAddr::V4(v4) => u64::from(v4.to_bits()),
-        IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
-    };
-    let mut mixed = secret;
-    for part in [bits, at.as_millis() as u64] {
-        mixed = (mixed ^ part).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-    }
-    mixed
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ pub mod repair;
 pub mod replay;
 pub mod resolve;
 pub mod saving;
+pub mod secret;
 pub mod selftest;
 pub mod service;
 pub mod sheet;

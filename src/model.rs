@@ -14,6 +14,19 @@ use serde::{Deserialize, Serialize};
 pub use crate::target::Target;
 pub use crate::time::{Bantime, Span, Timestamp};
 
+/// A journal entry. Who may have written it was asked before: `program` is only what the writer calls itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    pub host: &'a [u8],
+    pub program: &'a [u8],
+    pub pid: &'a [u8],
+    pub message: &'a [u8],
+    /// The message is a line that a container wrote; the other fields tell of who passed it on.
+    pub contained: bool,
+    /// When the journal took it.
+    pub at: Timestamp,
+}
+
 /// A jail's name: `[a-z][a-z0-9_-]*`, at most 64 bytes, so that it can name sets and chains as it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JailName(Arc<str>);

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use crate::acquire::place::{Channel, Place};
+use crate::acquire::journal;
+use crate::acquire::journalmatch::Matches;
+use crate::acquire::place::{Channel, Origin, Place};
 use crate::detect::{Library, NORMAL, Rule};
 use crate::host::Services;
 use crate::jail::Terms;
@@ -16,7 +18,7 @@ use crate::model::{Bantime, Block, Cell, Hook, JailName, Kill, Ports, Span};
 use crate::never::Entry;
 use crate::ports;
 use crate::service::{Traces, own_logs};
-use crate::sheet::{self, CAPACITY_MAX, Enabled, JailSheet, Keys, Sheet, fault};
+use crate::sheet::{self, CAPACITY_MAX, Enabled, JailSheet, Keys, Sheet, fault, matches};
 use crate::status::AutoStatus;
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
 
@@ -172,8 +174,9 @@ fn resolve_jail(
         ));
     }
     // A jail recidive that names no log hears the bans of the other jails themselves.
-    let hears_bans = rule_name == RECIDIVE && keys.logpath.is_none() && keys.command.is_none();
-    let logpath = places(keys, hears_bans, &rule)?;
+    let hears_bans =
+        rule_name == RECIDIVE && keys.logpath.is_none() && keys.command.is_none() && !asks_journal(own);
+    let logpath = if hears_bans { Vec::new() } else { places(keys, own, &rule)? };
     if let Some(path) = logpath.iter().filter_map(Place::file).find(|path| !path.is_absolute()) {
         let path = path.display();
         return Err(format!("logpath \"{path}\" does not name a file from the root: write /path/to/it"));
@@ -241,20 +244,53 @@ fn broken(keys: &Keys, name: JailName, sheet: JailSheet, library: &Library, serv
     Broken { terms, cell: cell(keys, &name, ports), faults: sheet.faults }
 }
 
-/// Where a jail's lines come from: what is named, or the rule's own logs.
-fn places(keys: &Keys, hears_bans: bool, rule: &Rule) -> Result<Vec<Place>, String> {
+/// What a jail reads: the logs, the journal and the command that it names, else what its rule says. `own` are the
+/// jail's keys without the defaults.
+fn places(keys: &Keys, own: &Keys, rule: &Rule) -> Result<Vec<Place>, String> {
+    let origin = keys.journal.as_ref().map_or_else(Origin::default, |origin| origin.0.clone());
+    let wrong = |message| format!("the rule {}: {message}", rule.name());
+    let of_rule = match rule.journalmatch() {
+        [] => None,
+        words => Some(matches(words).map_err(wrong)?),
+    };
+    let named = |keys: &Keys| keys.logpath.as_ref().map(|Many(places)| places.clone());
     let command =
         keys.command.as_ref().map(|command| Place::Stream(Channel::Command(command.value.0.clone())));
-    let named = match &keys.logpath {
-        Some(Many(paths)) => paths.clone(),
-        None if hears_bans || command.is_some() => Vec::new(),
-        None => default_logpath(rule)?,
+    if !asks_journal(own) {
+        let places = match named(keys) {
+            Some(places) => places,
+            None if command.is_some() => Vec::new(),
+            None => default_logpath(rule, of_rule.map(|matches| (origin, matches)))?,
+        };
+        return Ok(places.into_iter().chain(command).collect());
+    }
+    let matches = match &own.journalmatch {
+        Some(words) => matches(&words.value.0)?,
+        None => of_rule.or_else(|| of_units(rule.units())).ok_or_else(|| {
+            wrong(
+                "it does not say what its service writes to the journal: add journalmatch to the jail"
+                    .to_owned(),
+            )
+        })?,
     };
-    Ok(named.into_iter().chain(command).collect())
+    let places = named(own).unwrap_or_default().into_iter().chain(command);
+    Ok(places.chain([Place::Journal(origin, matches)]).collect())
 }
 
-/// The first log that is there, since distributions differ; all of them where none is, to wait for.
-pub fn default_logpath(rule: &Rule) -> Result<Vec<Place>, String> {
+fn asks_journal(own: &Keys) -> bool {
+    own.journalmatch.is_some() || own.journal.is_some()
+}
+
+/// All that these units write; `a@.service` stands for each of its instances.
+fn of_units(units: &[String]) -> Option<Matches> {
+    let words: Vec<String> =
+        units.iter().map(|unit| format!("_SYSTEMD_UNIT={}", unit.replace("@.", "@*."))).collect();
+    matches(&words).ok()
+}
+
+/// The first log that is there, since distributions differ; else the journal, where there is one and the service
+/// writes to it; else all logs, to wait for.
+pub fn default_logpath(rule: &Rule, in_journal: Option<(Origin, Matches)>) -> Result<Vec<Place>, String> {
     let candidates: Vec<Place> = rule
         .logpath()
         .iter()
@@ -264,10 +300,12 @@ pub fn default_logpath(rule: &Rule) -> Result<Vec<Place>, String> {
     let is_there = |place: &&Place| match place {
         Place::File(path) => path.exists(),
         Place::Glob(glob) => glob.count() > 0,
-        Place::Stream(_) => false,
+        Place::Stream(_) | Place::Journal(..) => false,
     };
-    Ok(match candidates.iter().find(is_there) {
-        Some(place) => vec![place.clone()],
+    let found = candidates.iter().find(is_there).cloned();
+    let in_journal = || in_journal.filter(|(origin, _)| journal::is_there(origin));
+    Ok(match found.or_else(|| in_journal().map(|(origin, matches)| Place::Journal(origin, matches))) {
+        Some(place) => vec![place],
         None => candidates,
     })
 }

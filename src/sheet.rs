@@ -11,7 +11,8 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
-use crate::acquire::place::Place;
+use crate::acquire::journalmatch::Matches;
+use crate::acquire::place::{Origin, Place};
 use crate::detect::{Library, NORMAL};
 use crate::host::{self, Services};
 use crate::jail::FORGET;
@@ -58,6 +59,8 @@ pub struct Keys {
     pub mode: Option<Spanned<String>>,
     pub logpath: Option<Many<Place>>,
     pub command: Option<Spanned<Many<String>>>,
+    pub journalmatch: Option<Spanned<Many<String>>>,
+    pub journal: Option<Text<Origin>>,
     pub port: Option<Spanned<Many<String>>>,
     pub maxretry: Option<Spanned<u32>>,
     pub findtime: Option<Text<Span>>,
@@ -218,17 +221,17 @@ impl IncrementKeys {
     }
 }
 
-/// What is wrong with the words of a command; empty where nothing is.
-fn misread(words: &[String]) -> &'static str {
+/// What is wrong with the words of a command.
+fn misread(words: &[String]) -> Option<&'static str> {
     match words {
-        [] => "name a program and its arguments: [podman, logs, --follow, web]",
+        [] => Some("name a program and its arguments: [podman, logs, --follow, web]"),
         [only] if only.contains(char::is_whitespace) => {
-            "no shell reads this: write each word by itself, as [podman, logs, --follow, web]"
+            Some("no shell reads this: write each word by itself, as [podman, logs, --follow, web]")
         }
         words if words[0].is_empty() || words.iter().any(|word| word.contains('\0')) => {
-            "no program can be called so"
+            Some("no program can be called so")
         }
-        _ => "",
+        _ => None,
     }
 }
 
@@ -271,7 +274,8 @@ impl Sheet {
         let mode = defaults.mode.as_ref().map(|key| key.defined);
         let distinct = defaults.distinct.as_ref().map(|key| key.defined);
         let command = defaults.command.as_ref().map(|key| key.defined);
-        for place in [rule, mode, distinct, command].into_iter().flatten() {
+        let journalmatch = defaults.journalmatch.as_ref().map(|key| key.defined);
+        for place in [rule, mode, distinct, command, journalmatch].into_iter().flatten() {
             faults.push(fault(&source, place, "this belongs to a jail, not to defaults"));
         }
         let read = |(name, keys): (JailName, Spanned<Option<Keys>>)| {
@@ -335,6 +339,11 @@ pub fn zone(text: &str) -> Result<TimeZone, String> {
     })
 }
 
+/// The words of `journalmatch` as one.
+pub fn matches(words: &[String]) -> Result<Matches, String> {
+    words.join(" ").parse()
+}
+
 impl Keys {
     /// What is wrong with a value by itself, each told at its place.
     fn faults(
@@ -360,29 +369,8 @@ impl Keys {
                 faults.push(fault(source, mode.defined, yaml::unknown("mode", &mode.value, &modes)));
             }
         }
-        if let Some(port) = &self.port
-            && let Err(message) = ports::ports(&port.value.0, services)
-        {
-            faults.push(fault(source, port.defined, message));
-        }
         if let Some(hook) = self.hook.as_ref().filter(|hook| hook.value.0.is_empty()) {
             faults.push(fault(source, hook.defined, "name one: prerouting, input or forward"));
-        }
-        if let Some(tz) = &self.tz
-            && let Err(message) = zone(&tz.value)
-        {
-            faults.push(fault(source, tz.defined, message));
-        }
-        if let Some(command) = &self.command {
-            let misread = misread(&command.value.0);
-            if !misread.is_empty() {
-                faults.push(fault(source, command.defined, misread));
-            }
-        }
-        if let Some(increment) = &self.increment
-            && let Err(message) = increment.value.increment()
-        {
-            faults.push(fault(source, increment.defined, message));
         }
         for key in [&self.ignoreip, &self.trusted_proxies].into_iter().flatten() {
             let wrong = key.value.0.iter().filter_map(Entry::file).flat_map(|list| never::read(list).err());
@@ -396,10 +384,16 @@ impl Keys {
                 "addresses are what is banned: write [addr, user] or [addr, prefix] to count others as well";
             faults.push(fault(source, key.defined, message));
         }
-        if let Some(prefix) = &self.prefix
-            && let Err(message) = prefix.value.law()
-        {
-            faults.push(fault(source, prefix.defined, message));
+        let misread = [
+            self.port.as_ref().map(|key| (key.defined, ports::ports(&key.value.0, services).err())),
+            self.tz.as_ref().map(|key| (key.defined, zone(&key.value).err())),
+            self.command.as_ref().map(|key| (key.defined, misread(&key.value.0).map(str::to_owned))),
+            self.journalmatch.as_ref().map(|key| (key.defined, matches(&key.value.0).err())),
+            self.increment.as_ref().map(|key| (key.defined, key.value.increment().err().map(str::to_owned))),
+            self.prefix.as_ref().map(|key| (key.defined, key.value.law().err())),
+        ];
+        for (place, message) in misread.into_iter().flatten() {
+            faults.extend(message.map(|message| fault(source, place, message)));
         }
         faults.extend(self.numbers_out_of_range(source));
         faults
@@ -445,6 +439,8 @@ impl Keys {
             mode: upper.mode.or(below.mode),
             logpath: upper.logpath.or(below.logpath),
             command: upper.command.or(below.command),
+            journalmatch: upper.journalmatch.or(below.journalmatch),
+            journal: upper.journal.or(below.journal),
             port: upper.port.or(below.port),
             maxretry: upper.maxretry.or(below.maxretry),
             findtime: upper.findtime.or(below.findtime),

@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::acquire::bisect::Age;
 use crate::acquire::file::{Follower, Start};
 use crate::acquire::files::Files;
-use crate::acquire::place::Place;
+use crate::acquire::journal::Journal;
+use crate::acquire::journalmatch::Matches;
+use crate::acquire::place::{Origin, Place};
 use crate::acquire::ready::Ready;
 use crate::acquire::stream::Stream;
 use crate::acquire::{Aimed, Line, Notice, Progress, SourceId, Watch, What};
@@ -43,7 +46,14 @@ enum Reader {
     File(Box<Follower>),
     Files(Box<Files>),
     Stream(Stream),
+    /// One journal, for this source and all later ones that want some of it.
+    Journal(Box<Journal>),
+    /// The journal that this earlier source reads.
+    Shared(u32),
 }
+
+/// What is wanted of one journal: by which source, and from where on.
+type Wants = Vec<(SourceId, Matches, Option<String>)>;
 
 /// What one turn of reading came to.
 #[derive(Debug, Default)]
@@ -80,14 +90,7 @@ impl Sources {
             awake: BTreeSet::new(),
             poll_at: None,
         };
-        let saved: BTreeMap<&str, &str> =
-            saved.iter().map(|(source, position)| (source.as_str(), position.as_str())).collect();
-        for (number, place) in (0..).zip(places) {
-            let position = saved.get(place.to_string().as_str()).copied();
-            let followed = Followed::open(SourceId(number, 0), place, position, backlog, now, date_of)?;
-            sources.awake.extend(followed.looks().map(|(id, _)| id));
-            sources.followed.push(followed);
-        }
+        sources.add(places, &saved.iter().cloned().collect(), Vec::new(), backlog, now, date_of)?;
         Ok(sources)
     }
 
@@ -99,17 +102,48 @@ impl Sources {
         now: Timestamp,
         date_of: &DateOf,
     ) -> io::Result<()> {
-        let mut old: Vec<Followed> = std::mem::take(&mut self.followed);
+        let positions = self.positions().into_iter().collect();
+        let old: Vec<Followed> = std::mem::take(&mut self.followed);
         old.iter().flat_map(Followed::looks).for_each(|(id, _)| self.watch.forget(id));
+        self.add(places, &positions, old, backlog, now, date_of)
+    }
+
+    /// Follows these places, with the readers of `old` where they serve one place. A journal is opened anew.
+    fn add(
+        &mut self,
+        places: &[Place],
+        saved: &BTreeMap<String, String>,
+        mut old: Vec<Followed>,
+        backlog: Duration,
+        now: Timestamp,
+        date_of: &DateOf,
+    ) -> io::Result<()> {
+        let mut journals: BTreeMap<&Origin, (u32, Wants)> = BTreeMap::new();
         for (number, place) in (0..).zip(places) {
             let id = SourceId(number, 0);
-            let followed = match old.iter().position(|followed| followed.place == *place) {
-                Some(index) => Followed { id, ..old.swap_remove(index) },
-                None => Followed::open(id, place, None, backlog, now, date_of)?,
+            let known = old.iter().position(|followed| followed.place == *place);
+            let known = known.map(|index| old.swap_remove(index));
+            let position = saved.get(&place.to_string());
+            let followed = match (known, place) {
+                (known, Place::Journal(origin, matches)) => {
+                    let (first, wants) = journals.entry(origin).or_insert((number, Vec::new()));
+                    wants.push((id, matches.clone(), position.cloned()));
+                    let fresh = Followed::new(id, place, Reader::Shared(*first));
+                    known.map_or(fresh, |known| Followed { id, reader: Reader::Shared(*first), ..known })
+                }
+                (Some(known), _) => Followed { id, ..known },
+                (None, _) => {
+                    let reader = Reader::open(place, position.map(String::as_str), backlog, now, date_of)?;
+                    Followed::new(id, place, reader)
+                }
             };
-            self.awake.extend(followed.looks().map(|(id, _)| id));
             self.followed.push(followed);
         }
+        for (origin, (first, wants)) in journals {
+            let journal = Journal::open(origin.clone(), wants, now.minus(backlog));
+            self.followed[first as usize].reader = Reader::Journal(Box::new(journal));
+        }
+        self.awake = self.followed.iter().flat_map(Followed::looks).map(|(id, _)| id).collect();
         Ok(())
     }
 
@@ -138,8 +172,17 @@ impl Sources {
                 looked.notices.iter().for_each(|notice| followed.tell(notice));
                 turn.more |= !self.awake.is_empty();
             }
-            let progress = followed.reader.read(id.1, now, budget, &mut |line| handle(id.0 as usize, line));
-            followed.handle_progress(&progress, now);
+            let mut heard: BTreeMap<u32, u64> = BTreeMap::new();
+            let progress = followed.reader.read(id, now, budget, &mut |source, line| {
+                *heard.entry(source.0).or_default() += 1;
+                handle(source.0 as usize, line);
+            });
+            followed.handle_progress(&progress);
+            for (source, lines) in heard {
+                let source = &mut self.followed[source as usize];
+                source.lines += lines;
+                source.last_line = Some(now);
+            }
             turn.lines += progress.lines;
             let aimed = self.aim(id);
             if let Aimed::Blind(why) = &aimed {
@@ -167,19 +210,22 @@ impl Sources {
                 }
             },
             Reader::Stream(stream) => {
-                if let Err(error) = self.ready.aim(id, stream) {
-                    tracing::error!("{place} cannot be waited for: {}", plain(&error));
-                }
+                wait_for(&self.ready, id, place, stream.descriptors());
                 stream.path().map_or(Aimed::Unchanged, |path| self.watch.aim_at_name(id, path))
             }
+            Reader::Journal(journal) => {
+                wait_for(&self.ready, id, place, journal.descriptors());
+                Aimed::Unchanged
+            }
+            Reader::Shared(_) => Aimed::Unchanged,
         }
     }
 
     /// Whether the one came to its end that we run for: standard input.
     pub fn have_ended(&self) -> bool {
         self.followed.iter().any(|followed| match &followed.reader {
-            Reader::File(_) | Reader::Files(_) => false,
             Reader::Stream(stream) => stream.has_ended(),
+            _ => false,
         })
     }
 
@@ -207,16 +253,25 @@ impl Sources {
         let has_name = match &self.followed[id.0 as usize].reader {
             Reader::File(_) | Reader::Files(_) => true,
             Reader::Stream(stream) => stream.path().is_some(),
+            Reader::Journal(_) | Reader::Shared(_) => false,
         };
         has_name && self.watch.needs_polling(id)
     }
 
     /// What to save of each log, so that the next start goes on where this one is.
     pub fn positions(&self) -> Vec<(String, String)> {
-        let position = |followed: &Followed| {
-            Some((followed.place.to_string(), followed.reader.positions()?.to_string()))
-        };
-        self.followed.iter().filter_map(position).collect()
+        let mut positions = Vec::new();
+        for followed in &self.followed {
+            match &followed.reader {
+                Reader::Journal(journal) => positions
+                    .extend(journal.positions().map(|(id, cursor)| (self.name(id.0 as usize), cursor))),
+                reader => {
+                    let known = reader.positions().map(|known| known.to_string());
+                    positions.extend(known.map(|known| (followed.place.to_string(), known)));
+                }
+            }
+        }
+        positions
     }
 
     pub fn len(&self) -> usize {
@@ -232,40 +287,28 @@ impl Sources {
     }
 
     pub fn status(&self) -> Vec<SourceStatus> {
-        self.followed.iter().map(Followed::status).collect()
+        let status = |followed: &Followed| match followed.reader {
+            Reader::Shared(first) => followed.status(&self.followed[first as usize].reader),
+            _ => followed.status(&followed.reader),
+        };
+        self.followed.iter().map(status).collect()
+    }
+}
+
+fn wait_for<'a>(
+    ready: &Ready,
+    id: SourceId,
+    place: &Place,
+    descriptors: impl IntoIterator<Item = BorrowedFd<'a>>,
+) {
+    if let Err(error) = ready.aim(id, descriptors) {
+        tracing::error!("{place} cannot be waited for: {}", plain(&error));
     }
 }
 
 impl Followed {
-    fn open(
-        id: SourceId,
-        place: &Place,
-        saved: Option<&str>,
-        backlog: Duration,
-        now: Timestamp,
-        date_of: &DateOf,
-    ) -> io::Result<Followed> {
-        let oldest = now.minus(backlog);
-        let (date_of, log) = (date_of.clone(), place.clone());
-        let age = move |line: &[u8]| match date_of(&log, line) {
-            Some(date) if date < oldest => Age::Before,
-            Some(_) => Age::Wanted,
-            None => Age::Undated,
-        };
-        let start = move || Start::Since(Box::new(age.clone()));
-        let saved = saved.unwrap_or_default();
-        let reader = match place {
-            Place::Stream(channel) => Reader::Stream(Stream::of(channel, place.to_string())),
-            Place::File(path) => {
-                let follower = Follower::open(path, serde_json::from_str(saved).ok(), start(), now)?;
-                Reader::File(Box::new(follower))
-            }
-            Place::Glob(glob) => {
-                let files = Files::open(glob, serde_json::from_str(saved).ok(), Box::new(start), now);
-                Reader::Files(Box::new(files))
-            }
-        };
-        Ok(Followed { id, place: place.clone(), reader, lines: 0, overlong: 0, last_line: None })
+    fn new(id: SourceId, place: &Place, reader: Reader) -> Followed {
+        Followed { id, place: place.clone(), reader, lines: 0, overlong: 0, last_line: None }
     }
 
     /// What there is to be looked at: the source itself and each file of a pattern, and when, though nothing happens.
@@ -290,37 +333,75 @@ impl Followed {
         }
     }
 
-    fn handle_progress(&mut self, progress: &Progress, now: Timestamp) {
+    fn handle_progress(&mut self, progress: &Progress) {
         progress.notices.iter().for_each(|notice| self.tell(notice));
         if progress.overlong > 0 {
             self.overlong += progress.overlong;
             tracing::warn!("{}: {} overlong lines were dropped", self.place, progress.overlong);
         }
-        if progress.lines > 0 {
-            self.lines += progress.lines;
-            self.last_line = Some(now);
-        }
     }
 
-    fn status(&self) -> SourceStatus {
+    /// `reader` is who reads it.
+    fn status(&self, reader: &Reader) -> SourceStatus {
         SourceStatus {
             name: self.place.to_string(),
-            state: self.reader.state(),
+            state: reader.state(),
             lines: self.lines,
-            behind: self.reader.behind(),
+            behind: reader.behind(),
             overlong: self.overlong,
-            lost: self.reader.lost(),
+            lost: reader.lost(),
             last_line: self.last_line,
         }
     }
 }
 
 impl Reader {
-    fn read(&mut self, file: u32, now: Timestamp, budget: usize, sink: &mut dyn FnMut(Line<'_>)) -> Progress {
+    fn open(
+        place: &Place,
+        saved: Option<&str>,
+        backlog: Duration,
+        now: Timestamp,
+        date_of: &DateOf,
+    ) -> io::Result<Reader> {
+        let oldest = now.minus(backlog);
+        let (date_of, log) = (date_of.clone(), place.clone());
+        let age = move |line: &[u8]| match date_of(&log, line) {
+            Some(date) if date < oldest => Age::Before,
+            Some(_) => Age::Wanted,
+            None => Age::Undated,
+        };
+        let start = move || Start::Since(Box::new(age.clone()));
+        let saved = saved.unwrap_or_default();
+        let reader = match place {
+            Place::Stream(channel) => Reader::Stream(Stream::of(channel, place.to_string())),
+            Place::File(path) => {
+                let follower = Follower::open(path, serde_json::from_str(saved).ok(), start(), now)?;
+                Reader::File(Box::new(follower))
+            }
+            // A journal serves several sources, and is opened for all of them.
+            Place::Journal(..) => Reader::Shared(0),
+            Place::Glob(glob) => {
+                let files = Files::open(glob, serde_json::from_str(saved).ok(), Box::new(start), now);
+                Reader::Files(Box::new(files))
+            }
+        };
+        Ok(reader)
+    }
+
+    fn read(
+        &mut self,
+        id: SourceId,
+        now: Timestamp,
+        budget: usize,
+        sink: &mut dyn FnMut(SourceId, Line<'_>),
+    ) -> Progress {
+        let mut own = |line: Line<'_>| sink(id, line);
         match self {
-            Reader::File(follower) => follower.read(now, budget, sink),
-            Reader::Files(files) => files.read(file, now, budget, sink),
-            Reader::Stream(stream) => stream.read(now, budget, sink),
+            Reader::File(follower) => follower.read(now, budget, &mut own),
+            Reader::Files(files) => files.read(id.1, now, budget, &mut own),
+            Reader::Stream(stream) => stream.read(now, budget, &mut own),
+            Reader::Journal(journal) => journal.read(now, budget, sink),
+            Reader::Shared(_) => Progress::default(),
         }
     }
 
@@ -329,7 +410,7 @@ impl Reader {
         match self {
             Reader::File(follower) => follower.positions().map(|positions| serde_json::json!(positions)),
             Reader::Files(files) => files.positions().map(|positions| serde_json::json!(positions)),
-            Reader::Stream(_) => None,
+            Reader::Stream(_) | Reader::Journal(_) | Reader::Shared(_) => None,
         }
     }
 
@@ -338,15 +419,17 @@ impl Reader {
         match self {
             Reader::File(follower) => follower.positions().is_some_and(|positions| !positions.is_empty()),
             Reader::Files(_) => true,
-            Reader::Stream(_) => false,
+            Reader::Stream(_) | Reader::Shared(_) => false,
+            Reader::Journal(journal) => journal.positions().next().is_some(),
         }
     }
 
     fn poll_timeout(&self) -> Option<Timestamp> {
         match self {
             Reader::File(follower) => follower.poll_timeout(),
-            Reader::Files(_) => None,
+            Reader::Files(_) | Reader::Shared(_) => None,
             Reader::Stream(stream) => stream.poll_timeout(),
+            Reader::Journal(journal) => journal.poll_timeout(),
         }
     }
 
@@ -356,6 +439,8 @@ impl Reader {
             Reader::File(follower) => follower.trouble(),
             Reader::Files(files) => return files.state(),
             Reader::Stream(stream) => stream.trouble(),
+            Reader::Journal(journal) => journal.trouble(),
+            Reader::Shared(_) => None,
         };
         trouble.map_or_else(|| "following".to_owned(), |notice| notice.to_string())
     }
@@ -366,14 +451,15 @@ impl Reader {
             Reader::File(follower) => follower.behind(),
             Reader::Files(files) => files.followers().map(|(_, follower)| follower.behind()).sum(),
             Reader::Stream(stream) => stream.behind(),
+            Reader::Journal(_) | Reader::Shared(_) => 0,
         }
     }
 
     /// Lines that the kernel dropped because they came faster than they were read.
     fn lost(&self) -> u64 {
         match self {
-            Reader::File(_) | Reader::Files(_) => 0,
             Reader::Stream(stream) => stream.lost(),
+            _ => 0,
         }
     }
 }

@@ -5,6 +5,7 @@ mod doctor;
 mod documents;
 mod enabled;
 mod hooks;
+mod journal;
 mod netns;
 mod networks;
 mod never;

@@ -28,6 +28,8 @@ pub struct Scene {
     server: String,
     attacker: String,
     container: Option<String>,
+    /// The process whose mounts the server has, where it has its own.
+    pub mounts: Option<u32>,
     children: Vec<Child>,
 }
 
@@ -57,6 +59,7 @@ impl Scene {
             server,
             attacker,
             container: None,
+            mounts: None,
             children: Vec::new(),
         }
     }
@@ -105,7 +108,10 @@ impl Scene {
 
     /// A command on the server's side.
     pub fn on_server(&self, program: &str) -> Command {
-        inside(&self.server, program)
+        let Some(process) = self.mounts else { return inside(&self.server, program) };
+        let mut command = inside(&self.server, "nsenter");
+        command.args(["--mount", "--target", &process.to_string(), "--", program]);
+        command
     }
 
     /// A command on the attacker's side, which now has this address.
@@ -238,6 +244,25 @@ impl Scene {
         let syslog = UnixDatagram::bind(&socket).unwrap();
         let log = self.path("auth.log");
         thread::spawn(move || write_log(&syslog, &log));
+        let config = self.sshd_config();
+        // sshd logs to /dev/log and nowhere else: it gets a /dev of its own, where that is our socket.
+        let script = "mount --make-rprivate / && mount -t tmpfs tmpfs \"$1\" && for d in null zero random urandom tty ptmx; \
+                      do touch \"$1/$d\" && mount --bind /dev/$d \"$1/$d\" || exit 1; done && ln -s \"$2\" \"$1/log\" && \
+                      mount --move \"$1\" /dev && exec /usr/sbin/sshd -D -f \"$3\"";
+        let mut sshd = self.on_server("unshare");
+        sshd.args(["-m", "sh", "-c", script, "sh"]).args([&dev, &socket, &config]);
+        self.children.push(sshd.spawn().unwrap());
+        self.wait_for("sshd", || self.connects("203.0.113.250", 22));
+    }
+
+    /// A real sshd on port 22 that logs to whatever /dev/log the server has.
+    pub fn start_sshd_as_it_is(&mut self) {
+        let config = self.sshd_config();
+        self.children.push(self.on_server("/usr/sbin/sshd").arg("-D").arg("-f").arg(config).spawn().unwrap());
+        self.wait_for("sshd", || self.connects("203.0.113.250", 22));
+    }
+
+    fn sshd_config(&self) -> PathBuf {
         let key = self.path("key");
         let made = Command::new("ssh-keygen")
             .args(["-q", "-t", "ed25519", "-N", "", "-f"])
@@ -250,15 +275,9 @@ impl Scene {
              KbdInteractiveAuthentication no\nMaxStartups 100\nUseDNS no\n",
             key.display()
         );
-        fs::write(self.path("sshd_config"), config).unwrap();
-        // sshd logs to /dev/log and nowhere else: it gets a /dev of its own, where that is our socket.
-        let script = "mount --make-rprivate / && mount -t tmpfs tmpfs \"$1\" && for d in null zero random urandom tty ptmx; \
-                      do touch \"$1/$d\" && mount --bind /dev/$d \"$1/$d\" || exit 1; done && ln -s \"$2\" \"$1/log\" && \
-                      mount --move \"$1\" /dev && exec /usr/sbin/sshd -D -f \"$3\"";
-        let mut sshd = self.on_server("unshare");
-        sshd.args(["-m", "sh", "-c", script, "sh"]).args([&dev, &socket, &self.path("sshd_config")]);
-        self.children.push(sshd.spawn().unwrap());
-        self.wait_for("sshd", || self.connects("203.0.113.250", 22));
+        let path = self.path("sshd_config");
+        fs::write(&path, config).unwrap();
+        path
     }
 
     /// Tries to log in with a wrong password, and tells how it ended.

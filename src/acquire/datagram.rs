@@ -142,7 +142,7 @@ fn deliver(reading: &mut Reading, count: usize) {
         reading.progress.overlong += 1;
     } else if !text.is_empty() {
         reading.progress.lines += 1;
-        (reading.sink)(Line { text, fresh: reading.fresh });
+        (reading.sink)(Line { text, fresh: reading.fresh, entry: None });
     }
 }
 

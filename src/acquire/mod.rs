@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use thiserror::Error;
 
-use crate::model::plain;
+use crate::model::{Entry, plain};
 
 use self::glob::{Wanted, Way};
 use files::Files;
@@ -29,11 +29,14 @@ pub mod archive;
 pub mod bisect;
 mod command;
 mod datagram;
+pub mod export;
 mod fifo;
 pub mod file;
 pub mod files;
 pub mod glob;
 pub mod identity;
+pub mod journal;
+pub mod journalmatch;
 mod open;
 pub mod place;
 pub mod ready;
@@ -47,13 +50,15 @@ mod tail;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(pub u32, pub u32);
 
-/// One line as it was found, without its newline and carriage return.
+/// One line as it was found, without its newline and carriage return, or one entry of a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
-    /// At most [`splitter::LINE_BYTES_MAX`] bytes, none where it was longer; any bytes but a newline.
+    /// At most [`splitter::LINE_BYTES_MAX`] bytes, none where it was longer; any bytes, but a newline only in an entry.
     pub text: &'a [u8],
     /// Written after we had once read everything, so that it is about now; otherwise it is backlog.
     pub fresh: bool,
+    /// The entry whose message it is.
+    pub entry: Option<Entry<'a>>,
 }
 
 /// What one read came to.
@@ -89,6 +94,8 @@ pub enum What {
     Missing,
     /// The file that was read before the restart is not there any more: lines may have been missed.
     Lost,
+    /// The journal lost the entry that was read last, or cannot give what follows it.
+    Gap,
     /// Something of this kind has the name; it is not opened, and a file is waited for.
     NotAFile(&'static str),
     /// More files match a pattern than this, which are followed.
@@ -116,6 +123,7 @@ impl fmt::Display for Notice {
             What::Lost => {
                 write!(f, "{path} is not the file that was read before, which is gone: lines may be missing")
             }
+            What::Gap => write!(f, "the {path} does not go on where it was left: entries may be missing"),
             What::NotAFile(kind) => write!(f, "cannot read {path}: it is {kind}, not a file"),
             What::TooMany(most) => {
                 write!(f, "{path}: only the {most} files that were written to last are read: more match")

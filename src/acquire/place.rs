@@ -9,6 +9,7 @@ use std::str::FromStr;
 use crate::yaml;
 
 use super::glob::{Glob, is_wild};
+use super::journalmatch::Matches;
 
 /// One source of lines. What it prints as is its name: in the status, and for what is saved of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +18,8 @@ pub enum Place {
     File(PathBuf),
     /// All files that match a pattern, as they come and go.
     Glob(Glob),
+    /// Those entries of a journal.
+    Journal(Origin, Matches),
     /// What gives each line only once, to whoever reads it.
     Stream(Channel),
 }
@@ -45,7 +48,7 @@ impl Place {
     pub fn file(&self) -> Option<&Path> {
         match self {
             Place::File(path) => Some(path),
-            Place::Glob(_) | Place::Stream(_) => None,
+            Place::Glob(_) | Place::Journal(..) | Place::Stream(_) => None,
         }
     }
 }
@@ -55,6 +58,7 @@ impl fmt::Display for Place {
         match self {
             Place::File(path) => path.display().fmt(f),
             Place::Glob(glob) => glob.fmt(f),
+            Place::Journal(origin, matches) => write!(f, "{origin} ({matches})"),
             Place::Stream(channel) => channel.fmt(f),
         }
     }
@@ -116,6 +120,56 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
             address.ip()
         )),
         Err(_) => Err("udp: wants an address of this host and a port, as udp:127.0.0.1:5514".to_owned()),
+    }
+}
+
+/// Which journal is meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// That of this machine.
+    #[default]
+    System,
+    /// A namespace of it: `LogNamespace=` in systemd.exec(5).
+    Namespace(String),
+    /// The journal files of this folder, whichever machine wrote them.
+    Directory(PathBuf),
+}
+
+impl Origin {
+    /// How journalctl(1) is told.
+    pub fn argument(&self) -> Option<String> {
+        match self {
+            Origin::System => None,
+            Origin::Namespace(name) => Some(format!("--namespace={name}")),
+            Origin::Directory(path) => Some(format!("--directory={}", path.display())),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::System => f.write_str("journal"),
+            Origin::Namespace(name) => write!(f, "journal {name}"),
+            Origin::Directory(path) => write!(f, "journal {}", path.display()),
+        }
+    }
+}
+
+impl FromStr for Origin {
+    type Err = String;
+
+    /// `system`, a folder from the root, or the name of a namespace.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'@');
+        match text {
+            "system" => Ok(Origin::System),
+            path if path.starts_with('/') => Ok(Origin::Directory(path.into())),
+            name if !name.is_empty() && name.bytes().all(is_name) => Ok(Origin::Namespace(name.to_owned())),
+            _ => Err(format!(
+                "\"{text}\" is no journal: write system, a namespace, or a folder: /var/log/journal"
+            )),
+        }
     }
 }
 

@@ -23,9 +23,13 @@ impl Ready {
     }
 
     /// Waits for what this stream has open now. To be called after each read: what it closed is forgotten by itself.
-    pub fn aim(&self, id: SourceId, stream: &Stream) -> io::Result<()> {
+    pub fn aim<'a>(
+        &self,
+        id: SourceId,
+        descriptors: impl IntoIterator<Item = BorrowedFd<'a>>,
+    ) -> io::Result<()> {
         let data = epoll::EventData::new_u64(id.0.into());
-        for fd in stream.descriptors() {
+        for fd in descriptors {
             let known = match epoll::modify(&self.0, fd, data, epoll::EventFlags::IN) {
                 Err(Errno::NOENT) => epoll::add(&self.0, fd, data, epoll::EventFlags::IN),
                 other => other,

@@ -172,7 +172,8 @@ impl Stream {
         self.kind.has_ended()
     }
 
-    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+    /// What becomes readable when there is something to read.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.kind.descriptors()
     }
 }

@@ -122,7 +122,7 @@ impl Reading<'_> {
         let overlong = splitter.overlong();
         splitter.push(&buffer[..count], |text, _| {
             progress.lines += 1;
-            sink(Line { text, fresh: *fresh });
+            sink(Line { text, fresh: *fresh, entry: None });
         });
         progress.overlong += splitter.overlong() - overlong;
         progress.bytes += count as u64;

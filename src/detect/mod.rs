@@ -36,7 +36,7 @@ pub use compile::BadRule;
 pub use library::Library;
 pub use rule::{Kind, Rule};
 
-use crate::model::{Bantime, Timestamp};
+use crate::model::{Bantime, Entry, Timestamp};
 use date::{Dates, Stamp};
 use file::Session;
 use header::{Format, Header};
@@ -92,15 +92,6 @@ pub enum Verdict {
     Noted {
         pattern: usize,
     },
-}
-
-/// A journal entry. Its fields are the journal's own, not text that a program wrote about itself.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Entry<'a> {
-    pub host: &'a [u8],
-    pub program: &'a [u8],
-    pub pid: &'a [u8],
-    pub message: &'a [u8],
 }
 
 /// The rules of one log source, and what they remember of it.
@@ -222,12 +213,16 @@ impl Detector {
         self.comparison.found()
     }
 
-    /// Offers a journal entry to all rules.
+    /// Offers a journal entry to all rules. Line ends within its message are part of the message: what a client
+    /// sent with one does not become a line of its own.
     pub fn detect_entry(&mut self, entry: Entry, clock: Clock, mut found: impl FnMut(usize, Verdict)) {
         if entry.message.len() > LINE_BYTES_MAX {
             return;
         }
-        let Entry { host, program, pid, message } = entry;
+        let Entry { host, program, pid, message, contained, .. } = entry;
+        if contained {
+            return self.detect(message, clock, found);
+        }
         let entry = Header { host, program, pid, message: without_line_end(message), ..Header::default() };
         self.offer(&mut Reading { entry, ..Reading::new(None, Said::default()) }, clock, &mut found);
     }
@@ -754,7 +749,14 @@ mod tests {
             rule(SYSLOG),
             rule("format: none\nprogram: [x]\nfailregex: ['^bad <HOST>$']"),
         ]);
-        let entry = Entry { host: b"h", program: b"app", pid: b"1", message: b"bad 192.0.2.1\n" };
+        let entry = Entry {
+            host: b"h",
+            program: b"app",
+            pid: b"1",
+            message: b"bad 192.0.2.1\n",
+            contained: false,
+            at: NOW,
+        };
         let mut heard = Vec::new();
         detector.detect_entry(entry, Clock::Arrived(NOW), |index, _| heard.push(index));
         detector.detect_entry(Entry { program: b"x", ..entry }, Clock::Arrived(NOW), |index, _| {
@@ -764,6 +766,26 @@ mod tests {
             heard.push(index)
         });
         assert_eq!(heard, [0, 1]);
+    }
+
+    #[test]
+    fn an_entry_is_one_line_whatever_is_in_it_and_a_containers_line_has_its_own_header() {
+        let mut detector = Detector::new(vec![rule(SYSLOG)]);
+        let entry = Entry { host: b"h", program: b"app", pid: b"1", message: b"", contained: false, at: NOW };
+        let contained = Entry { program: b"0123456789ab", contained: true, ..entry };
+        for (entry, message, count) in [
+            (entry, "x\nbad 192.0.2.1", 0),
+            (entry, "x\nNov 21 10:00:00 h app[1]: bad 192.0.2.1\n", 0),
+            (entry, "bad 192.0.2.1\nx", 0),
+            (entry, "bad 192.0.2.1", 1),
+            (contained, "bad 192.0.2.1", 0),
+            (contained, "Nov 21 10:00:00 h app[1]: bad 192.0.2.1", 1),
+        ] {
+            let mut found = 0;
+            let entry = Entry { message: message.as_bytes(), ..entry };
+            detector.detect_entry(entry, Clock::Arrived(NOW), |_, _| found += 1);
+            assert_eq!(found, count, "{message}");
+        }
     }
 
     #[test]

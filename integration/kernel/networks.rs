@@ -20,6 +20,11 @@ fn err(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Waits, since a busy machine may take longer than a connection's patience.
+fn gets_in(scene: &Scene, from: &str) {
+    scene.wait_for(&format!("a connection from {from}"), || scene.connects(from, 22));
+}
+
 #[test]
 fn enough_offenders_ban_their_network_until_it_is_freed() {
     let mut scene = Scene::new();
@@ -30,20 +35,16 @@ fn enough_offenders_ban_their_network_until_it_is_freed() {
         scene.fail(&format!("2001:db8:66:{n}::1"), 1);
     }
     scene.wait_for("the fourth host", || scene.elements("sshd_v6").len() == 2);
-    assert!(
-        scene.connects("203.0.113.99", 22) && scene.connects("2001:db8:66:99::1", 22),
-        "two are not three"
-    );
+    gets_in(&scene, "203.0.113.99");
+    gets_in(&scene, "2001:db8:66:99::1");
     scene.fail("203.0.113.3", 1);
     scene.fail("2001:db8:66:3::1", 1);
     scene.wait_for("both networks", || {
         scene.holds("sshd_v4_nets", NET) && scene.holds("sshd_v6_nets", "2001:db8:66::/56")
     });
     assert!(!scene.connects("203.0.113.99", 22) && !scene.connects("2001:db8:66:99::1", 22));
-    assert!(
-        scene.connects("203.0.112.99", 22) && scene.connects("2001:db8:66:100::1", 22),
-        "neighbours get in"
-    );
+    gets_in(&scene, "203.0.112.99");
+    gets_in(&scene, "2001:db8:66:100::1");
     let shown = out(&ask(&scene, &["bans"]));
     assert!(shown.contains("sshd  203.0.113.0/24     ") && shown.contains("2001:db8:66::/56"), "{shown}");
 
@@ -72,10 +73,12 @@ fn enough_offenders_ban_their_network_until_it_is_freed() {
         "3 bans were lifted (sshd)\n",
         "the network and two hosts"
     );
-    assert!(scene.connects("203.0.113.1", 22) && scene.connects("203.0.113.99", 22));
+    gets_in(&scene, "203.0.113.1");
+    gets_in(&scene, "203.0.113.99");
     scene.fail("203.0.113.4", 1);
     scene.wait_for("the next host", || scene.holds("sshd_v4", "203.0.113.4"));
-    assert!(scene.connects("203.0.113.99", 22), "those who were freed do not count");
+    // Those who were freed do not count.
+    gets_in(&scene, "203.0.113.99");
 }
 
 #[test]
@@ -100,7 +103,7 @@ fn a_network_with_somebody_to_be_spared_is_not_banned_and_he_passes_where_it_is(
     let spared = config.replace("203.0.112.9", "203.0.113.9").replace("LOG", &log);
     std::fs::write(scene.path("nftjail.yaml"), spared).unwrap();
     assert!(ask(&scene, &["reload"]).status.success());
-    assert!(scene.connects("203.0.113.9", 22), "he passes from now on");
+    gets_in(&scene, "203.0.113.9");
     assert!(!scene.connects("203.0.113.10", 22), "his neighbours do not");
     assert!(scene.holds("sshd_v4_nets", NET), "a reload keeps the ban");
 }
@@ -165,7 +168,7 @@ fn a_network_that_was_banned_is_free_in_time_and_can_be_banned_again() {
         scene.wait_for("the ban", || ask(&scene, &["ban", "sshd", net, "--for", "4s"]).status.success());
         assert!(!scene.connects("203.0.113.130", 22));
         scene.wait_for("its end", || scene.elements("sshd_v4_nets").is_empty());
-        assert!(scene.connects("203.0.113.130", 22));
+        gets_in(&scene, "203.0.113.130");
         assert!(
             ask(&scene, &["ban", "sshd", net, "--for", "1s"]).status.success(),
             "the same is taken at once"

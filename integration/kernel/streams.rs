@@ -84,8 +84,10 @@ fn failures_that_come_through_a_fifo_ban_whoever_replaces_it() {
     write(&path, &failures(ATTACKER, 3));
     scene.wait_for("the ban", || scene.holds("sshd_v4", ATTACKER));
 
-    fs::remove_file(&path).unwrap();
-    fs::create_dir(&path).unwrap();
+    // The agent makes the fifo again as soon as it sees that it is gone.
+    scene.wait_for("a folder in its place", || {
+        fs::remove_file(&path).is_ok() && fs::create_dir(&path).is_ok()
+    });
     scene.wait_for("the refusal", || state(&scene).ends_with("it is a directory, not a fifo"));
     fs::remove_dir(&path).unwrap();
     scene.wait_for("the fifo again", || state(&scene) == "following");

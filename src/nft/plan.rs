@@ -90,8 +90,8 @@ fn never(name: &str, key: KeyType, nets: Vec<IpNet>) -> Set {
     Set { name: name.to_owned(), key, timeout: false, interval: true, size: None, comment, elements }
 }
 
-/// The most networks of each family that one jail can hold. Before Linux 6.10 or so the kernel counts the end of an
-/// interval as an element too, and half as many fit.
+/// The most networks of each family that one jail can hold. Where the kernel counts the end of an interval too, as
+/// older ones may (Linux 6.18 does not), half as many fit.
 const NETS_MAX: u32 = 1 << 16;
 
 fn bans(cell: &Cell, key: KeyType, nets: bool) -> Set {

@@ -132,6 +132,10 @@ fn another_block_replaces_the_rules_of_its_jail_and_no_other() {
 		ip saddr @sshd_v4 counter name \"sshd_dropped\" reject with icmp port-unreachable
 		ip6 saddr & ffff:ffff:ffff:ffff:: == @sshd_v6 meta l4proto tcp counter name \"sshd_dropped\" reject with tcp reset
 		ip6 saddr & ffff:ffff:ffff:ffff:: == @sshd_v6 counter name \"sshd_dropped\" reject with icmpv6 port-unreachable
+		ip saddr @sshd_v4_nets meta l4proto tcp counter name \"sshd_dropped\" reject with tcp reset
+		ip saddr @sshd_v4_nets counter name \"sshd_dropped\" reject with icmp port-unreachable
+		ip6 saddr @sshd_v6_nets meta l4proto tcp counter name \"sshd_dropped\" reject with tcp reset
+		ip6 saddr @sshd_v6_nets counter name \"sshd_dropped\" reject with icmpv6 port-unreachable
 	}
 ";
         assert!(run(&LIST).contains(expected), "{}", run(&LIST));

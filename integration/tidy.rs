@@ -29,7 +29,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("never", &["model", "yaml", "host"]),
     ("ports", &["model", "yaml", "host"]),
     ("sheet", &["acquire", "model", "yaml", "host", "detect", "jail", "never", "ports"]),
-    ("service", &["model"]),
+    ("service", &["acquire", "model"]),
     (
         "resolve",
         &[

@@ -235,6 +235,7 @@ mod tests {
     use super::*;
     use crate::jail::prefix::PrefixLaw;
     use crate::model::Block;
+    use crate::resolve::logs_of;
 
     fn load(text: &str) -> Result<Config, Vec<Fault>> {
         let dir = tempfile::tempdir().unwrap();
@@ -406,7 +407,7 @@ mod tests {
         let library = Library::shipped();
         for name in library.names() {
             let rule = library.compile(name, None).unwrap();
-            assert!(crate::resolve::default_logpath(&rule, None).is_ok(), "{name}");
+            assert!(logs_of(&rule).is_ok(), "{name}");
         }
     }
 

@@ -1,7 +1,6 @@
 //! A jail as it is meant: what the sheets say of it, its rule and this host come together.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use crate::jail::allow::Allow;
 use crate::model::{Bantime, Block, Cell, Hook, JailName, Kill, Ports, Span};
 use crate::never::Entry;
 use crate::ports;
-use crate::service::{Traces, own_logs};
+use crate::service::{Traces, is_there, own_logs};
 use crate::sheet::{self, CAPACITY_MAX, Enabled, JailSheet, Keys, Sheet, fault, matches};
 use crate::status::AutoStatus;
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
@@ -128,8 +127,7 @@ fn trace(jail: &JailConfig, names_log: bool, traces: &Traces) -> Result<String, 
     if jail.terms.hears_bans {
         return Ok("it hears the other jails".to_owned());
     }
-    let named = || jail.logpath.iter().filter_map(Place::file).map(Path::to_owned).collect();
-    let logs = if names_log { named() } else { own_logs(jail.rule.logpath()) };
+    let logs = if names_log { jail.logpath.clone() } else { own_logs(logs_of(&jail.rule)?) };
     traces.of(&logs, jail.rule.units(), &jail.ports)
 }
 
@@ -290,22 +288,19 @@ fn of_units(units: &[String]) -> Option<Matches> {
 
 /// The first log that is there, since distributions differ; else the journal, where there is one and the service
 /// writes to it; else all logs, to wait for.
-pub fn default_logpath(rule: &Rule, in_journal: Option<(Origin, Matches)>) -> Result<Vec<Place>, String> {
-    let candidates: Vec<Place> = rule
-        .logpath()
-        .iter()
-        .map(|text| text.parse())
-        .collect::<Result<_, String>>()
-        .map_err(|wrong| format!("the logpath of the rule {}: {wrong}", rule.name()))?;
-    let is_there = |place: &&Place| match place {
-        Place::File(path) => path.exists(),
-        Place::Glob(glob) => glob.count() > 0,
-        Place::Stream(_) | Place::Journal(..) => false,
-    };
-    let found = candidates.iter().find(is_there).cloned();
+fn default_logpath(rule: &Rule, in_journal: Option<(Origin, Matches)>) -> Result<Vec<Place>, String> {
+    let candidates = logs_of(rule)?;
+    let found = candidates.iter().find(|log| is_there(log)).cloned();
     let in_journal = || in_journal.filter(|(origin, _)| journal::is_there(origin));
     Ok(match found.or_else(|| in_journal().map(|(origin, matches)| Place::Journal(origin, matches))) {
         Some(place) => vec![place],
         None => candidates,
     })
+}
+
+/// The logs that a rule knows, the likeliest first.
+pub fn logs_of(rule: &Rule) -> Result<Vec<Place>, String> {
+    let logs = rule.logpath().iter().map(|text| text.parse());
+    logs.collect::<Result<_, String>>()
+        .map_err(|wrong| format!("the logpath of the rule {}: {wrong}", rule.name()))
 }

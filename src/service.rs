@@ -3,8 +3,9 @@
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::acquire::place::Place;
 use crate::model::{Ports, Protocol};
 
 /// What shows that a service is here, read when the first jail asks.
@@ -48,9 +49,9 @@ const TABLES: [(&str, Protocol, &str); 4] = [
 
 impl Traces {
     /// What shows that the service is here, or what was looked for in vain.
-    pub fn of(&self, logs: &[PathBuf], units: &[String], ports: &Ports) -> Result<String, String> {
-        if let Some(log) = logs.iter().find(|log| log.exists()) {
-            return Ok(format!("{} is there", log.display()));
+    pub fn of(&self, logs: &[Place], units: &[String], ports: &Ports) -> Result<String, String> {
+        if let Some(log) = logs.iter().find(|log| is_there(log)) {
+            return Ok(format!("{log} is there"));
         }
         if let Some(unit) = units.iter().find(|unit| is_unit(unit)) {
             return Ok(format!("{unit} is installed"));
@@ -73,9 +74,19 @@ impl Traces {
 }
 
 /// Of the logs that a rule knows, those that are its service's own.
-pub fn own_logs(logs: &[String]) -> Vec<PathBuf> {
-    let shared = |path: &PathBuf| SHARED_LOGS.iter().any(|name| *path == Path::new("/var/log").join(name));
-    logs.iter().map(PathBuf::from).filter(|path| !shared(path)).collect()
+pub fn own_logs(mut logs: Vec<Place>) -> Vec<Place> {
+    let shared = |path: &Path| SHARED_LOGS.iter().any(|name| path == Path::new("/var/log").join(name));
+    logs.retain(|log| !log.file().is_some_and(shared));
+    logs
+}
+
+/// Whether there is a log in this place. Of a stream nobody knows before it speaks.
+pub fn is_there(log: &Place) -> bool {
+    match log {
+        Place::File(path) => path.exists(),
+        Place::Glob(glob) => glob.count() > 0,
+        Place::Stream(_) | Place::Journal(..) => false,
+    }
 }
 
 /// Whether systemd knows the unit. One that is masked is a link to /dev/null, which is no file.
@@ -134,7 +145,7 @@ mod tests {
         let ask = |ports: &[(Protocol, u16)]| {
             let ports =
                 if ports.is_empty() { Ports::All } else { Ports::Some(ports.iter().copied().collect()) };
-            Traces::default().of(std::slice::from_ref(&log), &["no-such.service".to_owned()], &ports)
+            Traces::default().of(&[Place::File(log.clone())], &["no-such.service".to_owned()], &ports)
         };
         assert_eq!(
             ask(&[(Protocol::Sctp, 21)]),
@@ -145,14 +156,19 @@ mod tests {
         assert_eq!(ask(&[udp_port]), Ok(format!("somebody listens on {}/udp", udp_port.1)));
         fs::write(&log, "").unwrap();
         assert_eq!(ask(&[tcp_port]), Ok(format!("{} is there", log.display())));
+        let glob: Place = format!("{}/*.log", dir.path().display()).parse().unwrap();
+        assert!(is_there(&glob), "a pattern that a file matches");
+        fs::remove_file(&log).unwrap();
+        assert!(!is_there(&glob), "and one that none does");
         let nothing = Traces::default().of(&[], &[], &Ports::All).unwrap_err();
         assert!(nothing.contains("neither log nor unit nor port"), "{nothing}");
     }
 
     #[test]
     fn what_syslog_writes_for_all_tells_of_nobody() {
-        let logs = ["/var/log/auth.log", "/var/log/mail", "/var/log/nginx/error.log", "/srv/auth.log"];
-        let own = own_logs(&logs.map(str::to_owned));
-        assert_eq!(own, ["/var/log/nginx/error.log", "/srv/auth.log"].map(PathBuf::from));
+        let places = |paths: &[&str]| paths.iter().map(|path| path.parse().unwrap()).collect::<Vec<Place>>();
+        let own = ["/var/log/nginx/*error.log", "/srv/auth.log"];
+        let shared = ["/var/log/auth.log", "/var/log/mail"];
+        assert_eq!(own_logs(places(&[own, shared].concat())), places(&own));
     }
 }

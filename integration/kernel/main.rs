@@ -4,6 +4,7 @@ mod dates;
 mod doctor;
 mod documents;
 mod hooks;
+mod logs;
 mod netns;
 mod networks;
 mod never;

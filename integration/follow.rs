@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use nftjail::acquire::bisect::Age;
-use nftjail::acquire::file::{AgeOf, Follower, QUIET, Start};
+use nftjail::acquire::file::{AgeOf, Follower, QUIET, QUIET_WITHOUT_NAME, Start};
 use nftjail::acquire::{Progress, What};
 use nftjail::model::Timestamp;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -436,7 +436,9 @@ fn a_rotated_file_is_let_go_when_nothing_more_can_come_of_it() {
 
     fs::remove_file(dir.path().join("log.3")).unwrap();
     let _ = read(&mut follower);
-    assert!(!is_open("log.3 (deleted)"), "after it was deleted");
+    assert!(is_open("log.3 (deleted)"), "a daemon may still write to it");
+    let _ = read_at(&mut follower, NOW.plus(QUIET_WITHOUT_NAME), ALL);
+    assert!(!is_open("log.3 (deleted)"), "after it was deleted and ten quiet seconds");
 }
 
 #[test]

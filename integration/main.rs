@@ -6,6 +6,7 @@ mod follow;
 mod globs;
 mod judging;
 mod reallogs;
+mod rotation;
 mod rules;
 mod tail;
 mod tidy;

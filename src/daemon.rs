@@ -177,7 +177,8 @@ impl Daemon {
             cutter: Cutter::start(),
             state,
             taken: Vec::new(),
-            save_at: None,
+            // Where we began, too, must be known to whoever comes after a crash.
+            save_at: Some(Instant::now()),
             unsaved: None,
             pending: 0,
             tickets: 0,

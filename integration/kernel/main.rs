@@ -6,6 +6,7 @@ mod documents;
 mod enabled;
 mod hooks;
 mod journal;
+mod logs;
 mod netns;
 mod networks;
 mod never;

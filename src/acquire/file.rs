@@ -1,11 +1,10 @@
 //! Follows one path through rotation, truncation, deletion and whatever else is put in its place.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,11 +13,10 @@ use std::time::Duration;
 use crate::model::{Timestamp, plain};
 
 use super::bisect::{Age, end_of_lines, first_wanted};
-use super::identity::{HEAD_BYTES_MAX, Identity, Position, Positions};
+use super::identity::{HEAD_BYTES_MAX, Head, Identity, Position, Positions};
 use super::open::{Refused, open};
-use super::rotated::{is_rotated, order};
-use super::tail::{Read, Reading, Tail, born, fill_at, glimpse, written};
-use super::{Line, Notice, OpenFile, Progress, What, is_missing, ways};
+use super::tail::{Read, Reading, Tail, fill_at, glimpse, written};
+use super::{Line, Notice, OpenFile, Progress, What, is_missing};
 
 /// Says whether a line was written before the wanted time.
 pub type AgeOf = Box<dyn FnMut(&[u8]) -> Age + Send>;
@@ -47,8 +45,8 @@ impl fmt::Debug for Start {
 ///
 /// When the file is rotated away, the rest of the old one is read before the new one, and the old one stays open
 /// for what is still written to it, because a daemon keeps its descriptor until it is told of the rotation. It is
-/// let go when all of it was read and it has no name left, or another rotation follows, or nothing was written
-/// to it for [`QUIET`]. A last line without a newline is never delivered.
+/// let go when all of it was read and another rotation follows, or nothing was written to it for [`QUIET`], or for
+/// [`QUIET_WITHOUT_NAME`] where it has no name left. A last line without a newline is never delivered.
 ///
 /// Files that came and were rotated away between two looks, or while we did not run, are found beside it by their
 /// names ([`is_rotated`]) and the time when they were made; and so is the copy that `copytruncate` makes, for what
@@ -58,16 +56,19 @@ impl fmt::Debug for Start {
 /// was deleted or compressed while we did not run, and a file that came and was deleted between two looks.
 #[derive(Debug)]
 pub struct Follower {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// The file that has the name.
-    current: Option<Tail>,
+    pub(super) current: Option<Tail>,
     /// Files that had it, oldest first.
-    old: VecDeque<Tail>,
+    pub(super) old: VecDeque<Tail>,
     /// Positions in files that are not open: saved ones at first, later what was let go while nothing took the name.
-    closed: Vec<Position>,
+    pub(super) closed: Vec<Position>,
     /// What is known of files that were read before; its open positions are `closed` and those of the tails.
-    before: Positions,
-    others: Inodes,
+    pub(super) before: Positions,
+    pub(super) others: Inodes,
+    /// When the current file had been written to when it was last seen to have the name; [`Positions::since`] once
+    /// it is known not to have been truncated by then.
+    seen: Option<i64>,
     /// Where to begin, until the first file is opened or none is found.
     start: Option<Start>,
     /// What keeps the name from being read.
@@ -76,14 +77,18 @@ pub struct Follower {
     notices: Vec<What>,
 }
 
-/// The inodes that are read under other names, where a file may come from there.
-pub(super) type Inodes = Arc<BTreeSet<u64>>;
+/// The inodes that are or were read under other names, where a file may come from there. Of those that are not open
+/// any more, how they began, since others can have their numbers now.
+pub(super) type Inodes = Arc<BTreeMap<u64, Option<Head>>>;
 
 /// How long nothing is written to a rotated file before it is let go.
 pub const QUIET: Duration = Duration::from_secs(5 * 60);
 
+/// Likewise of a file that was deleted: it takes up room that somebody wants back.
+pub const QUIET_WITHOUT_NAME: Duration = Duration::from_secs(10);
+
 /// How many rotated files with unread lines are kept before they are read rather than the next one looked for.
-const OLD_FILES_MAX: usize = 16;
+pub(super) const OLD_FILES_MAX: usize = 16;
 const READ_BYTES_MAX: usize = 64 * 1024;
 
 impl Follower {
@@ -126,6 +131,7 @@ impl Follower {
             closed: std::mem::take(&mut before.open),
             before,
             others: Inodes::default(),
+            seen: None,
             start: None,
             trouble: None,
             caught_up: false,
@@ -160,10 +166,10 @@ impl Follower {
             }
             self.trouble = Some(trouble);
         }
-        if let Some(tail) = &self.current {
-            self.before.since = self.before.since.max(tail.written);
-        }
         let Reading { mut progress, notices, .. } = reading;
+        if !progress.more {
+            self.before.since = self.before.since.max(self.seen);
+        }
         let known = self.current.is_some() || self.trouble == Some(What::Missing);
         self.caught_up |= known && !progress.more;
         self.let_go(now);
@@ -186,7 +192,7 @@ impl Follower {
 
     /// When to read again though nothing happened: an old file is to be let go.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        self.old.back().filter(|tail| tail.drained).map(|tail| tail.active.plus(QUIET))
+        self.old.back().filter(|tail| tail.drained).map(|tail| tail.active.plus(patience(tail)))
     }
 
     /// What keeps the path from being read now; tried again at each read.
@@ -197,6 +203,12 @@ impl Follower {
     /// Absolute, but with its symbolic links.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How each of the open files begins, by inode.
+    pub(super) fn beginnings(&self) -> impl Iterator<Item = (u64, Head)> {
+        let tails = self.old.iter().chain(&self.current);
+        tails.map(|tail| (tail.identity.inode, tail.identity.head))
     }
 
     /// The files that are open, by device and inode.
@@ -230,12 +242,21 @@ impl Follower {
     /// Reads the old files and then the current one, through truncations. The last error stands for all.
     fn read_tails(&mut self, reading: &mut Reading) -> io::Result<()> {
         let mut result = Ok(());
+        // What is written to an old file while it is read must not come after what is written to the next one later:
+        // each is read as far as it reaches now, and the rest when the older ones were read to their new end.
+        let several = !self.old.is_empty();
+        for tail in self.old.iter_mut().chain(&mut self.current) {
+            tail.limit = if several { tail.size() } else { u64::MAX };
+        }
         // Files of procfs(5) never agree with their size: each may be found truncated once, and not hold us here.
         let mut patience = self.old.len() + 1;
         let mut index = 0;
         while let Some(tail) = self.old.iter_mut().chain(&mut self.current).nth(index) {
             match tail.read(reading) {
-                Ok(Read::ToTheEnd) => index += 1,
+                Ok(Read::ToTheEnd) => {
+                    reading.progress.more |= several && !tail.drained;
+                    index += 1;
+                }
                 Ok(Read::OutOfBudget) => {
                     reading.progress.more = true;
                     break;
@@ -268,10 +289,11 @@ impl Follower {
         let is_current = |tail: &Tail| tail.identity.is_inode(found.dev(), found.ino());
         if self.current.as_ref().is_some_and(is_current) {
             self.trouble = None;
+            self.seen = Some(written(&found));
             return;
         }
         match open(&self.path) {
-            Ok(file) => self.take(file, now),
+            Ok(file) => self.take(file, &found, now),
             Err(Refused::Missing) => self.handle_absence(now),
             Err(Refused::Because(what)) => {
                 self.retire(now);
@@ -291,8 +313,8 @@ impl Follower {
         self.report(What::Missing);
     }
 
-    /// Makes an opened file the current one.
-    fn take(&mut self, file: File, now: Timestamp) {
+    /// Makes an opened file the current one, which had the name when it was `found`.
+    fn take(&mut self, file: File, found: &Metadata, now: Timestamp) {
         match self.adopt(file, now) {
             Ok(None) => {}
             Ok(Some(tail)) => {
@@ -302,6 +324,7 @@ impl Follower {
                 self.current = Some(tail);
                 self.open_missed(&mut closed, self.old.len(), now);
                 self.closed = closed;
+                self.seen = Some(written(found));
                 if rotated {
                     self.notices.push(What::Rotated);
                 } else if self.trouble.is_some() {
@@ -324,7 +347,9 @@ impl Follower {
         if let Some(index) = self.old.iter().position(is_found) {
             return Ok(self.old.remove(index));
         }
-        let known = self.closed.iter().find_map(|position| position.found_in(&found));
+        // Of a file that had several names in turn, the one under which it was read furthest knows best.
+        let known = self.closed.iter().filter_map(|position| position.found_in(&found));
+        let known = known.max_by_key(|position| position.offset);
         if let Some(position) = known {
             self.closed.retain(|other| other.identity.inode != found.inode);
             return Ok(Some(Tail::new(file, position, now)));
@@ -340,93 +365,6 @@ impl Follower {
         Ok(Some(Tail::new(file, position, now)))
     }
 
-    /// Opens the files of saved positions; which of them has the name is found out later.
-    fn reopen_old(&mut self, now: Timestamp) {
-        for position in std::mem::take(&mut self.closed) {
-            match self.find_beside(position, now) {
-                // It was saved of two names that it had in turn.
-                Some(tail) if self.old.iter().any(|old| old.identity.inode == tail.identity.inode) => {}
-                Some(tail) => self.old.push_back(tail),
-                None => self.closed.push(position),
-            }
-        }
-    }
-
-    /// Opens what a rotator put beside the name since it was last read: files that were never read, and copies of
-    /// those `gone`, which are read on from there and leave `gone`. Each takes its place before the old files whose
-    /// names say that they are younger, or else `at`.
-    fn open_missed(&mut self, gone: &mut Vec<Position>, mut at: usize, now: Timestamp) {
-        let Some(since) = self.before.since else { return };
-        let is_old = |found: &Metadata| {
-            self.old.iter().position(|tail| tail.identity.is_inode(found.dev(), found.ino()))
-        };
-        let mut beside = Vec::new();
-        for (dir, name) in ways(&self.path).iter().filter_map(|way| way.first()) {
-            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-            let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-            let names = names.filter(|other| name.to_str().is_some_and(|name| is_rotated(other, name)));
-            beside.extend(names.filter_map(|name| {
-                let found = fs::symlink_metadata(dir.join(&name)).ok().filter(Metadata::is_file)?;
-                let old = is_old(&found);
-                // An inode that we know can hold what we do not: it was truncated before it was put aside.
-                let known = gone.iter().any(|position| position.identity.inode == found.ino());
-                let wanted = old.is_some() || known || born(&found).is_some_and(|born| born >= since);
-                wanted.then(|| (order(&name), dir.join(name), old))
-            }));
-        }
-        beside.sort();
-        for (_, path, old) in beside.into_iter().rev().take(OLD_FILES_MAX) {
-            if let Some(index) = old {
-                at = at.min(index);
-            } else if let Some(tail) = self.open_rotated(&path, gone, now) {
-                self.old.insert(at, tail);
-            }
-        }
-        gone.iter().for_each(|position| self.before.pass(position.identity.head));
-    }
-
-    /// The file, unless it or what it is a copy of was read.
-    fn open_rotated(&mut self, path: &Path, gone: &mut Vec<Position>, now: Timestamp) -> Option<Tail> {
-        let file = open(path).ok()?;
-        let mut head = [0; HEAD_BYTES_MAX];
-        let found = glimpse(&file, &mut head).ok()?;
-        if let Some(index) = gone.iter().position(|position| position.copied_to(&found).is_some()) {
-            let position = gone.remove(index);
-            self.before.pass(position.identity.head);
-            let position = position.copied_to(&found).filter(|position| position.offset < found.size)?;
-            return Some(Tail::new(file, position, now));
-        }
-        let is_this = |tail: &Tail| tail.identity.is_inode(found.dev, found.inode);
-        let begins_so = |tail: &Tail| !tail.identity.head.is_empty() && tail.identity.head.begins(found.head);
-        let mut open = self.old.iter().chain(&self.current);
-        let is_gone = |gone: &Position| !gone.identity.head.is_empty() && gone.found_in(&found).is_some();
-        let is_ours = gone.iter().any(|position| position.identity.inode == found.inode);
-        let known = gone.iter().any(is_gone)
-            || !is_ours && self.others.contains(&found.inode)
-            || open.any(|tail| is_this(tail) || begins_so(tail))
-            || self.before.past.iter().any(|head| head.begins(found.head));
-        (!known).then(|| Tail::new(file, Position { identity: Identity::of(&found), offset: 0 }, now))
-    }
-
-    /// The file of this position, if it is in the directory of the path or of a symbolic link's target.
-    fn find_beside(&self, position: Position, now: Timestamp) -> Option<Tail> {
-        ways(&self.path).iter().filter_map(|way| way.first()).find_map(|(dir, name)| {
-            fs::read_dir(dir).ok()?.flatten().find_map(|entry| {
-                let found = entry.metadata().ok()?;
-                // Without a fingerprint a reused inode number could be anybody's file, unless name and age tell.
-                let of_us = entry.file_name().as_bytes().starts_with(name.as_bytes())
-                    && born(&found).zip(self.before.since).is_none_or(|(born, since)| born <= since);
-                let is_candidate = found.is_file()
-                    && found.ino() == position.identity.inode
-                    && (of_us || !position.identity.head.is_empty());
-                let file = is_candidate.then(|| open(&entry.path()).ok())??;
-                let mut head = [0; HEAD_BYTES_MAX];
-                let position = position.found_in(&glimpse(&file, &mut head).ok()?)?;
-                Some(Tail::new(file, position, now))
-            })
-        })
-    }
-
     fn retire(&mut self, now: Timestamp) {
         if let Some(mut tail) = self.current.take() {
             tail.active = now;
@@ -439,8 +377,8 @@ impl Follower {
         let mut kept = VecDeque::new();
         for tail in self.old.drain(..) {
             newer -= 1;
-            let quiet = now.since(tail.active) >= QUIET;
-            if !(tail.drained && (tail.unlinked || newer > 0 || quiet)) {
+            let quiet = now.since(tail.active) >= patience(&tail);
+            if !(tail.drained && (newer > 0 || quiet)) {
                 kept.push_back(tail);
             } else if self.current.is_none() {
                 // The name may be given back to it.
@@ -458,4 +396,9 @@ impl Follower {
             self.trouble = Some(trouble);
         }
     }
+}
+
+/// How long nothing is written to a rotated file before it is let go.
+fn patience(tail: &Tail) -> Duration {
+    if tail.unlinked { QUIET_WITHOUT_NAME } else { QUIET }
 }

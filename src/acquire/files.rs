@@ -13,13 +13,15 @@ use crate::model::Timestamp;
 
 use super::file::{Follower, Inodes, Start};
 use super::glob::{Glob, Way};
-use super::identity::{Position, Positions};
+use super::identity::{Head, Position, Positions};
 use super::rotated::{is_compressed, originals};
 use super::tail::written;
 use super::{Line, Notice, OpenFile, Progress, What};
 
 /// So many files of one pattern are followed: those that were written to last.
 pub const FILES_MAX: usize = 1_000;
+/// Of so many files it is remembered how they began.
+const KNOWN_MAX: usize = 4 * FILES_MAX;
 /// The positions of so many files that are gone are remembered, should one come back under another name.
 const DEPARTED_MAX: usize = 1_000;
 
@@ -45,6 +47,8 @@ pub struct Files {
     /// made since, of a name that is new, was not read.
     since: Option<i64>,
     too_many: bool,
+    /// How the files began that were seen to be open at some look, by inode.
+    known: BTreeMap<u64, Head>,
 }
 
 /// What to save of the files of a pattern.
@@ -80,10 +84,9 @@ impl Files {
         let start = saved.is_none().then_some(start);
         let SavedFiles { mut files, departed, since } = saved.unwrap_or_default();
         give_to_owners(&mut files);
-        // An empty file is known again by its name alone.
         let saved = files.values().flat_map(|positions| &positions.open).map(|position| position.identity);
-        let known = saved.filter(|identity| !identity.head.is_empty());
-        let inodes: Inodes = Arc::new(known.map(|identity| identity.inode).collect());
+        let known: BTreeMap<u64, Head> = saved.map(|identity| (identity.inode, identity.head)).collect();
+        let inodes: Inodes = Arc::new(known.iter().map(|(inode, head)| (*inode, Some(*head))).collect());
         let follower = |(path, positions): (PathBuf, _)| {
             Follower::open_at(&path, Some(positions), Start::Beginning, inodes.clone(), now)
         };
@@ -98,6 +101,7 @@ impl Files {
             ways: Vec::new(),
             since,
             too_many: false,
+            known,
         }
     }
 
@@ -143,9 +147,7 @@ impl Files {
             .map(|(number, _)| *number)
             .collect();
         gone.iter().for_each(|number| self.let_go(*number));
-        let open = self.followers.values().flat_map(Follower::open_files);
-        let inodes: Inodes = Arc::new(open.map(|((_, inode), _)| inode).collect());
-        self.followers.values_mut().for_each(|follower| follower.know_others(&inodes));
+        self.share_what_is_known();
         looked.gone = gone;
         looked
     }
@@ -203,6 +205,21 @@ impl Files {
 
     pub(super) fn ways(&self) -> &[Way] {
         &self.ways
+    }
+
+    /// Tells each follower what the others have read, so that it takes nothing of theirs for a file of its own.
+    fn share_what_is_known(&mut self) {
+        let open: BTreeMap<u64, Head> = self.followers.values().flat_map(Follower::beginnings).collect();
+        if self.known.len() > KNOWN_MAX {
+            self.known.clear();
+        }
+        self.known.extend(&open);
+        let known = self
+            .known
+            .iter()
+            .map(|(inode, head)| (*inode, Some(*head).filter(|_| !open.contains_key(inode))));
+        let inodes: Inodes = Arc::new(known.collect());
+        self.followers.values_mut().for_each(|follower| follower.know_others(&inodes));
     }
 
     fn is_followed(&self, path: &Path) -> bool {

@@ -73,8 +73,8 @@ pub struct Positions {
     pub open: Vec<Position>,
     /// How the last files began that were read to their end, or truncated: what begins so is a copy of them.
     pub past: VecDeque<Head>,
-    /// When the file that had the name was last seen to be written to, in nanoseconds since 1970. What a rotator
-    /// made later was not read.
+    /// When the file that had the name had last been written to when it was last seen to have it, in nanoseconds
+    /// since 1970. What a rotator made later may not have been read.
     pub since: Option<i64>,
 }
 
@@ -106,8 +106,6 @@ pub struct Glimpse<'a> {
     pub size: u64,
     /// How many names the file has; none once it is deleted and only kept by those who have it open.
     pub links: u64,
-    /// When it was last written to, in nanoseconds since 1970.
-    pub written: i64,
     /// The first [`HEAD_BYTES_MAX`] bytes, or all of a shorter file.
     pub head: &'a [u8],
 }
@@ -181,7 +179,7 @@ mod tests {
 
     fn glimpse(inode: u64, content: &[u8]) -> Glimpse<'_> {
         let head = &content[..content.len().min(HEAD_BYTES_MAX)];
-        Glimpse { dev: 1, inode, size: content.len() as u64, links: 1, written: 0, head }
+        Glimpse { dev: 1, inode, size: content.len() as u64, links: 1, head }
     }
 
     #[test]

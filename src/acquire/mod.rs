@@ -26,6 +26,7 @@ use self::glob::{Wanted, Way};
 use files::Files;
 
 pub mod archive;
+mod beside;
 pub mod bisect;
 mod command;
 mod datagram;

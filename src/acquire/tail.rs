@@ -23,8 +23,8 @@ pub(super) struct Tail {
     pub(super) drained: bool,
     /// Whether it had no name left when nothing was unread.
     pub(super) unlinked: bool,
-    /// When it was last seen to be written to, in nanoseconds since 1970.
-    pub(super) written: Option<i64>,
+    /// The offset up to which it is read for now.
+    pub(super) limit: u64,
 }
 
 /// What came of reading one file.
@@ -57,7 +57,7 @@ impl Tail {
             active: now,
             drained: false,
             unlinked: false,
-            written: None,
+            limit: u64::MAX,
         }
     }
 
@@ -67,7 +67,11 @@ impl Tail {
 
     /// How many bytes were written and not read yet, as far as fstat(2) tells.
     pub(super) fn behind(&self) -> u64 {
-        self.file.metadata().map_or(0, |found| found.len().saturating_sub(self.splitter.read()))
+        self.size().saturating_sub(self.splitter.read())
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.file.metadata().map_or(0, |found| found.len())
     }
 
     /// Reads to the end, or until the budget is used up, or until it is found to be truncated.
@@ -82,7 +86,8 @@ impl Tail {
         self.drained = false;
         while reading.left > 0 {
             let offset = self.splitter.read();
-            let wanted = reading.buffer.len().min(reading.left);
+            let allowed = usize::try_from(self.limit.saturating_sub(offset)).unwrap_or(usize::MAX);
+            let wanted = reading.buffer.len().min(reading.left).min(allowed);
             let count = match self.file.read_at(&mut reading.buffer[..wanted], offset) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other?,
@@ -102,7 +107,6 @@ impl Tail {
             }
             // Also what is not read yet: the more is known of its beginning, the fewer files begin alike.
             self.identity = Identity { head: Head::of(found.head), ..known };
-            self.written = Some(found.written);
             if count == 0 {
                 self.drained = verdict == Verdict::Same;
                 self.unlinked = self.drained && found.links == 0;
@@ -139,7 +143,6 @@ pub(super) fn glimpse<'a>(file: &File, head: &'a mut [u8; HEAD_BYTES_MAX]) -> io
         inode: found.ino(),
         size: found.size(),
         links: found.nlink(),
-        written: written(&found),
         head: &head[..count],
     })
 }

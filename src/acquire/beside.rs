@@ -38,12 +38,12 @@ impl Follower {
 
     /// Opens what a rotator put beside the name since it was last read: files that were never read, and copies of
     /// those `gone`, which are read on from there and leave `gone`. Each takes its place before the old files whose
-    /// names say that they are younger, or else `at`.
-    pub(super) fn open_missed(&mut self, gone: &mut Vec<Position>, at: usize, now: Timestamp) {
+    /// names say that they are younger, and before the one that was found `truncated`, if one was.
+    pub(super) fn open_missed(&mut self, gone: &mut Vec<Position>, truncated: Option<usize>, now: Timestamp) {
         if self.before.since.is_none() {
             return;
         }
-        let younger = self.old.len() - at;
+        let younger = truncated.map_or(0, |index| self.old.len() - index);
         let places: Vec<_> = ways(&self.path).into_iter().filter_map(|way| way.into_iter().next()).collect();
         let changed = || -> Vec<_> {
             places.iter().map(|(dir, _)| fs::metadata(dir).ok().map(|dir| written(&dir))).collect()
@@ -58,7 +58,7 @@ impl Follower {
                     |tail: &Tail| inode.as_ref().is_ok_and(|(dev, ino)| tail.identity.is_inode(*dev, *ino));
                 if let Some(index) = self.old.iter().position(is_it) {
                     at = at.min(index);
-                } else if let Some(tail) = self.open_rotated(&path, gone, now) {
+                } else if let Some(tail) = self.open_rotated(&path, gone, truncated.is_some(), now) {
                     self.old.insert(at, tail);
                 }
             }
@@ -90,7 +90,13 @@ impl Follower {
     }
 
     /// The file, unless it or what it is a copy of was read.
-    fn open_rotated(&mut self, path: &Path, gone: &mut Vec<Position>, now: Timestamp) -> Option<Tail> {
+    fn open_rotated(
+        &mut self,
+        path: &Path,
+        gone: &mut Vec<Position>,
+        truncated: bool,
+        now: Timestamp,
+    ) -> Option<Tail> {
         let file = open(path).ok()?;
         let mut head = [0; HEAD_BYTES_MAX];
         let found = glimpse(&file, &mut head).ok()?;
@@ -100,6 +106,12 @@ impl Follower {
             let position = position.copied_to(&found).filter(|position| position.offset < found.size)?;
             return Some(Tail::new(file, position, now));
         }
+        if truncated && found.size == 0 {
+            // Somebody is about to copy into it what we have open.
+            return None;
+        }
+        // Now, and not before the copy was looked at: it may be one of what came into a file since it was read.
+        self.old.iter_mut().chain(&mut self.current).for_each(Tail::learn);
         let is_this = |tail: &Tail| tail.identity.is_inode(found.dev, found.inode);
         let begins_so = |tail: &Tail| !tail.identity.head.is_empty() && tail.identity.head.begins(found.head);
         let mut open = self.old.iter().chain(&self.current);

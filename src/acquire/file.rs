@@ -265,7 +265,7 @@ impl Follower {
                 Ok(Read::Truncated(position)) => {
                     patience -= 1;
                     reading.notices.push(What::Truncated);
-                    self.open_missed(&mut vec![position], index, reading.now);
+                    self.open_missed(&mut vec![position], Some(index), reading.now);
                 }
                 Err(error) => {
                     result = Err(error);
@@ -322,7 +322,7 @@ impl Follower {
                 self.retire(now);
                 let mut closed = std::mem::take(&mut self.closed);
                 self.current = Some(tail);
-                self.open_missed(&mut closed, self.old.len(), now);
+                self.open_missed(&mut closed, None, now);
                 self.closed = closed;
                 self.seen = Some(written(found));
                 if rotated {

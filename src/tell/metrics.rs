@@ -182,7 +182,7 @@ mod tests {
         status.sources[0].name = "a\"b\\\n{x} 1\u{1b}".to_owned();
         let text = text(Some(&status));
         for line in [
-            "nftjail_up 1.0",
+            "nftjail_up{} 1.0",
             "nftjail_build_info{version=\"0.1.0\"} 1.0",
             "nftjail_banned{jail=\"sshd\"} 1.0",
             "nftjail_bans_total{jail=\"sshd\"} 3",
@@ -198,7 +198,7 @@ mod tests {
     fn a_silent_agent_is_a_number_too() {
         assert_eq!(
             text(None),
-            "# HELP nftjail_up Whether the agent answers.\n# TYPE nftjail_up gauge\nnftjail_up 0.0\n# EOF\n"
+            "# HELP nftjail_up Whether the agent answers.\n# TYPE nftjail_up gauge\nnftjail_up{} 0.0\n# EOF\n"
         );
     }
 }

@@ -85,6 +85,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "resolve", "status",
         ],
     ),
+    ("top", &["control", "model", "status", "tell"]),
     ("verbs", &["control", "detect", "model", "never"]),
     ("saving", &["config", "daemon", "host", "jail", "state"]),
     ("repair", &["control", "daemon", "enforcer", "engine", "host", "jail", "model", "nft", "status"]),
@@ -108,7 +109,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "cli",
         &[
             "check", "matching", "replay", "model", "yaml", "acquire", "detect", "tell", "config", "control",
-            "host", "daemon", "trial", "doctor", "nft", "selftest", "status", "teller", "verbs",
+            "host", "daemon", "trial", "doctor", "nft", "selftest", "status", "teller", "top", "verbs",
         ],
     ),
     ("main", &["cli"]),

@@ -53,6 +53,7 @@ pub mod target;
 pub mod tell;
 pub mod teller;
 pub mod time;
+pub mod top;
 pub mod trial;
 pub mod tun;
 pub mod verbs;

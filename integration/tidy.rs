@@ -23,18 +23,20 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("probe", &["model"]),
     ("secret", &["model"]),
     ("engine", &["model", "detect", "jail", "probe", "secret"]),
-    ("enforcer", &["model", "nft"]),
+    ("enforcer", &["model", "nft", "held"]),
+    ("held", &["enforcer", "model", "nft"]),
     ("sources", &["status", "model", "acquire", "bell"]),
     ("state", &["model"]),
     ("never", &["model", "yaml", "host"]),
     ("ports", &["model", "yaml", "host"]),
-    ("sheet", &["acquire", "model", "yaml", "host", "detect", "jail", "never", "ports"]),
+    ("words", &["model", "yaml", "jail"]),
+    ("sheet", &["acquire", "model", "yaml", "host", "detect", "jail", "never", "ports", "words"]),
     ("service", &["acquire", "model"]),
     (
         "resolve",
         &[
             "acquire", "status", "model", "yaml", "host", "detect", "jail", "never", "ports", "service",
-            "sheet",
+            "sheet", "words",
         ],
     ),
     (
@@ -48,9 +50,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "acquire", "model", "yaml", "detect", "jail", "nft", "tell", "bell", "engine", "enforcer",
             "sources", "sockets", "state", "config", "control", "host", "answers", "never", "spare",
-            "repair", "audit", "saving",
+            "repair", "audit", "saving", "knocks",
         ],
     ),
+    ("knocks", &["daemon", "engine", "held", "host", "jail", "model"]),
     ("diagnosis", &["host", "model", "nft", "status"]),
     ("doctor", &["config", "control", "diagnosis", "host", "model", "nft", "status", "yaml"]),
     ("tun", &["lab", "model"]),
@@ -68,7 +71,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("spare", &["daemon", "config", "control", "enforcer", "model", "jail", "never", "nft", "status"]),
     (
         "answers",
-        &["status", "model", "yaml", "jail", "tell", "engine", "resolve", "control", "host", "daemon"],
+        &[
+            "status", "model", "yaml", "jail", "tell", "engine", "resolve", "control", "held", "host",
+            "daemon",
+        ],
     ),
     ("trial", &["status", "model", "detect", "nft", "tell", "config", "control", "host", "lab"]),
     ("check", &["acquire", "config", "host", "model", "tell", "yaml"]),

@@ -12,7 +12,7 @@ use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
 use crate::jail::allow::{Allow, is_internal};
 use crate::jail::{Jail, Terms, Verdict};
 use crate::model::{Ban, Bantime, Change, Entry, Event, Failure, JailName, Memory, Target, Timestamp};
-use crate::probe::{PROBED, Probes};
+use crate::probe::{PROBE_BANTIME, PROBED, Probes};
 use crate::secret::{chance, mark};
 
 /// Which jails listen to one source, and with which rules.
@@ -33,7 +33,7 @@ pub struct Outcome {
 
 /// All jails, and a detector for each source.
 pub struct Engine {
-    jails: Vec<Jail>,
+    pub(crate) jails: Vec<Jail>,
     sources: Vec<Source>,
     never: Allow,
     proxies: Allow,
@@ -43,6 +43,8 @@ pub struct Engine {
     /// A number that nobody outside knows, for what is left to chance and for marks.
     secret: u64,
     probes: Probes,
+    /// Who is not banned, and when it is to be seen that the kernel does not hold him.
+    pub(crate) freed: BTreeSet<(Timestamp, JailName, Target)>,
 }
 
 struct Source {
@@ -78,6 +80,7 @@ impl Engine {
             paused: BTreeSet::new(),
             secret,
             probes: Probes::default(),
+            freed: BTreeSet::new(),
         };
         engine.listen(sources);
         engine
@@ -257,7 +260,7 @@ impl Engine {
     }
 
     /// Waits for a failure of an address that nobody real has, in this jail, and says which address. The line that
-    /// shows it bans it for [`PROBE_BANTIME`](crate::probe::PROBE_BANTIME); neither is counted, told or saved.
+    /// shows it bans it for [`PROBE_BANTIME`]; neither is counted, told or saved.
     pub fn handle_probe(&mut self, name: &JailName, now: Timestamp) -> Result<IpAddr, String> {
         if self.is_paused(name) {
             return Err("it is paused".to_owned());
@@ -279,7 +282,10 @@ impl Engine {
     /// Whether a failure is a self-test's. It bans in the jail that waits for it, and counts in no other.
     fn meet_probe(&mut self, jail: usize, addr: IpAddr, now: Timestamp, out: &mut Outcome) -> bool {
         let met = self.probes.meet(&self.jails[jail].terms().name, Target::of(addr), now);
-        out.changes.extend(met.iter().flatten().cloned().map(Change::Ban));
+        for ban in met.iter().flatten() {
+            self.note_freed(&ban.jail, ban.target, now.plus(PROBE_BANTIME));
+            out.changes.push(Change::Ban(ban.clone()));
+        }
         met.is_some()
     }
 
@@ -329,8 +335,11 @@ impl Engine {
         };
         let held = matches!(change, Change::Ban(ban) if self.jails[index].ban(ban.target) == Some(ban));
         let new = self.jails[index].handle_taken(change);
+        let renewed = self.jails[index].take_renewing(change.target());
         self.unsaved.insert((change.jail().clone(), change.target()));
         out.events.extend(match change.clone() {
+            // It was told when the kernel was found to hold him.
+            Change::Ban(_) if renewed => None,
             Change::Ban(ban) if held => Some(Event::PutBack { ban }),
             Change::Ban(ban) if new => Some(Event::Banned { ban }),
             Change::Ban(ban) => Some(Event::Extended { ban }),
@@ -338,7 +347,9 @@ impl Engine {
             Change::Release { target, .. } if self.jails[index].is_taken_over(target) => None,
             Change::Release { jail, target } => Some(Event::Released { jail, target }),
         });
-        let Change::Ban(ban) = change else { return };
+        let Change::Ban(ban) = change else {
+            return self.note_freed(change.jail(), change.target(), now);
+        };
         if !new || ban.target.is_network() {
             return;
         }
@@ -359,6 +370,10 @@ impl Engine {
         let (name, target) = (change.jail().clone(), change.target());
         if let Some(jail) = self.jails.iter_mut().find(|jail| jail.terms().name == name) {
             jail.handle_refused(change);
+            // The kernel holds him by another set.
+            if jail.take_renewing(target) {
+                return;
+            }
         }
         out.events.push(Event::Refused { jail: name, target, why: why.to_owned() });
     }
@@ -390,7 +405,8 @@ impl Engine {
 
     /// When [`Engine::handle_timeout`] has something to do next.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        self.jails.iter().filter_map(Jail::poll_timeout).min()
+        let freed = self.freed.first().map(|(at, ..)| *at);
+        self.jails.iter().filter_map(Jail::poll_timeout).chain(freed).min()
     }
 
     /// Forgets what the kernel has dropped by `now`.
@@ -481,7 +497,7 @@ mod tests {
     use super::*;
     use crate::detect::Library;
     use crate::model::Bantime;
-    use crate::probe::{PROBE_BANTIME, PROBE_PATIENCE};
+    use crate::probe::PROBE_PATIENCE;
     use std::time::Duration;
 
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
@@ -500,6 +516,7 @@ mod tests {
             ignoreip: Allow::default(),
             hears_bans: name == "recidive",
             prefix: None,
+            extend_on_knock: None,
         };
         let listeners =
             ["a", "b"].map(|jail| Listener { jail: jail.parse().unwrap(), rule: rule.clone(), zone: None });

@@ -56,6 +56,8 @@ pub struct JailStatus {
     pub maxretry: u32,
     pub findtime: String,
     pub bantime: String,
+    /// A banned host that tries again stays banned until it was silent for so long; none where a ban just ends.
+    pub extend_on_knock: Option<String>,
     /// Addresses that have failed lately and are not banned for it.
     pub failing: usize,
     /// Failures counted since the start.
@@ -120,6 +122,9 @@ pub struct BanStatus {
     pub at: Timestamp,
     /// None: it never ends.
     pub ends: Option<Timestamp>,
+    /// The packets of it that were dropped, where the jail counts them for each ban.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<Dropped>,
 }
 
 /// What `nftjail doctor` found.

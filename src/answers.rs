@@ -5,16 +5,18 @@ use std::net::IpAddr;
 
 use tokio::sync::oneshot;
 
-use crate::control::{Asked, Failed, Request, Response, Whom, failed};
+use crate::control::{Failed, Request, Response, Whom, failed};
 use crate::daemon::{Daemon, Waiting};
 use crate::engine::Outcome;
 use crate::held::{Seen, Who};
 use crate::host;
 use crate::jail::Jail;
-use crate::model::{Ban, Bantime, Change, Dropped, JailName, Span, Target};
+use crate::model::{Ban, Bantime, Change, JailName, Span, Target};
 use crate::resolve::JailConfig;
+use crate::server::Asked;
 use crate::status::{BanStatus, BrokenStatus, JailStatus, Status};
 use crate::tell::message;
+use crate::why;
 use crate::yaml;
 
 /// The sets of a jail with more bans than this are not read for an answer: bans would wait for it.
@@ -48,6 +50,12 @@ impl Daemon {
             },
             Request::IgnoreRemove { net } => self.heed(net).await,
             Request::IgnoreList => Response::Ignored(self.never_banned()),
+            Request::Why { target } => return self.answer_why(target, answer),
+            Request::History(period) => return self.answer_past(period, true, answer),
+            Request::Past(period) => return self.answer_past(period, false, answer),
+            // The server has no need to ask.
+            Request::Watch { .. } => Response::Watching,
+            Request::LogLevel { level } => self.set_log_level(&level),
         };
         // A client that hung up does not want to know.
         let _ = answer.send(response);
@@ -151,7 +159,7 @@ impl Daemon {
         let wanted = |jail: &&Jail| only.as_ref().is_none_or(|only| jail.terms().name == *only);
         let jails: Vec<&Jail> = self.engine.jails().iter().filter(wanted).collect();
         let status =
-            |jail: &&Jail| jail.bans().map(|ban| ban_status(ban, jail.dropped(ban.target))).collect();
+            |jail: &&Jail| jail.bans().map(|ban| why::status(ban, jail.dropped(ban.target))).collect();
         let bans: Vec<Vec<BanStatus>> = jails.iter().map(status).collect();
         let asks = |config: &&JailConfig| config.knock.extends.is_some() || config.knock.counts;
         let asked = self.config.jails.iter().filter(asks).map(|config| &config.terms.name);
@@ -250,6 +258,15 @@ impl Daemon {
         }
     }
 
+    fn set_log_level(&self, level: &str) -> Response {
+        let Ok(parsed) = level.parse() else {
+            let why = format!("\"{level}\" is no level: there are error, warn, info and debug");
+            return failed(Failed::Refused, why);
+        };
+        (self.log_level)(parsed);
+        Response::Done(format!("the agent's log has level {level} from now on"))
+    }
+
     fn pause(&mut self, name: &JailName, paused: bool) -> Response {
         if self.engine.jail(name).is_none() {
             return self.no_such_jail(name);
@@ -264,10 +281,6 @@ impl Daemon {
     }
 }
 
-fn ban_status(ban: &Ban, dropped: Option<Dropped>) -> BanStatus {
-    BanStatus { jail: ban.jail.clone(), target: ban.target, at: ban.at, ends: ban.end(), dropped }
-}
-
 /// What is believed, with what the kernel has counted, and as long as it holds who tried again; also whom it holds of
 /// whom we do not know.
 fn as_seen(mut bans: Vec<BanStatus>, mut seen: BTreeMap<Who, Seen>) -> Vec<BanStatus> {
@@ -277,7 +290,7 @@ fn as_seen(mut bans: Vec<BanStatus>, mut seen: BTreeMap<Who, Seen>) -> Vec<BanSt
             ban.ends.map(|ends| held.and_then(|held| held.end()).map_or(ends, |until| ends.max(until)));
         ban.dropped = dropped.or(ban.dropped);
     }
-    let unknown = seen.into_values().filter_map(|seen| Some(ban_status(&seen.held?, seen.dropped)));
+    let unknown = seen.into_values().filter_map(|seen| Some(why::status(&seen.held?, seen.dropped)));
     bans.extend(unknown);
     bans
 }

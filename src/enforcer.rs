@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::held::{Held, Looks, Seen, Watched, Who};
+use crate::held::{Found, Held, Looks, Seen, Watched, Who};
 use crate::model::{Ban, Bantime, Change, Dropped, JailName, Layout, Target, Timestamp};
 use crate::nft::news::Damage;
 use crate::nft::plan;
@@ -20,8 +20,9 @@ enum Job {
     Apply { ticket: u64, changes: Vec<Change> },
     Install { layout: Layout, restore: Restore, reply: oneshot::Sender<Result<Vec<Ban>, Refusal>> },
     Dropped { reply: oneshot::Sender<Result<BTreeMap<JailName, Dropped>, Refusal>> },
+    Look { jail: JailName, target: Target, reply: oneshot::Sender<Result<Option<Found>, Refusal>> },
     Audit { layout: Layout, sample: Sample, reply: oneshot::Sender<Result<Damage, Refusal>> },
-    Look { looks: Looks, reply: oneshot::Sender<Result<Held, Refusal>> },
+    Knocks { looks: Looks, reply: oneshot::Sender<Result<Held, Refusal>> },
     Seen { jails: Vec<JailName>, reply: oneshot::Sender<Result<BTreeMap<Who, Seen>, Refusal>> },
 }
 
@@ -98,6 +99,13 @@ impl Enforcer {
         answer.await.expect("the enforcer answers before it ends")
     }
 
+    /// One ban, as the kernel holds it; none where it does not.
+    pub async fn look(&self, jail: JailName, target: Target) -> Result<Option<Found>, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Look { jail, target, reply });
+        answer.await.expect("the enforcer answers before it ends")
+    }
+
     /// Compares what the kernel holds with `layout` and the bans of `sample`. No set is read whole.
     pub async fn audit(&self, layout: Layout, sample: Sample) -> Result<Damage, Refusal> {
         let (reply, answer) = oneshot::channel();
@@ -106,9 +114,9 @@ impl Enforcer {
     }
 
     /// For how long each of the unsure is held beyond the end of its ban, if it is.
-    pub async fn look(&self, looks: Looks) -> Result<Held, Refusal> {
+    pub async fn knocks(&self, looks: Looks) -> Result<Held, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.send(Job::Look { looks, reply });
+        self.send(Job::Knocks { looks, reply });
         answer.await.expect("the enforcer answers before it ends")
     }
 
@@ -155,11 +163,14 @@ impl Worker {
                 Job::Dropped { reply } => {
                     let _ = reply.send(self.firewall.dropped());
                 }
+                Job::Look { jail, target, reply } => {
+                    let _ = reply.send(self.find(&jail, target));
+                }
                 Job::Audit { layout, sample, reply } => {
                     let _ = reply.send(self.audit(&layout, &sample));
                 }
-                Job::Look { looks, reply } => {
-                    let _ = reply.send(self.look(&looks));
+                Job::Knocks { looks, reply } => {
+                    let _ = reply.send(self.knocks(&looks));
                 }
                 Job::Seen { jails, reply } => {
                     let _ = reply.send(self.seen(&jails));
@@ -623,11 +634,11 @@ mod tests {
         let who = |n| (jail(), target(n));
         let looks = Looks { unsure: vec![who(0), who(5)], freed: vec![who(1), who(6)] };
         let left = Some(Duration::from_secs(20));
-        assert_eq!(worker.look(&looks), Ok(vec![(who(0), left), (who(5), None)]));
+        assert_eq!(worker.knocks(&looks), Ok(vec![(who(0), left), (who(5), None)]));
         assert_eq!(worker.held(&who(1).0, who(1).1), Ok(None));
         assert!(worker.held(&who(0).0, who(0).1).unwrap().is_some());
         worker.install(&layout(9), &Restore::Lost(Vec::new())).unwrap();
-        assert_eq!(worker.look(&looks).unwrap()[0].1, None, "no jail extends any more");
+        assert_eq!(worker.knocks(&looks).unwrap()[0].1, None, "no jail extends any more");
     }
 
     #[test]

@@ -9,10 +9,12 @@ use jiff::tz::TimeZone;
 
 use crate::detect::skew::Skew;
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
-use crate::jail::allow::{Allow, is_internal};
+use crate::evidence::Evidence;
+use crate::jail::allow::Allow;
 use crate::jail::{Jail, Terms, Verdict};
 use crate::model::{Ban, Bantime, Change, Entry, Event, Failure, JailName, Memory, Target, Timestamp};
 use crate::probe::{PROBE_BANTIME, PROBED, Probes};
+use crate::proxied::Proxied;
 use crate::secret::{chance, mark};
 
 /// Which jails listen to one source, and with which rules.
@@ -34,9 +36,9 @@ pub struct Outcome {
 /// All jails, and a detector for each source.
 pub struct Engine {
     pub(crate) jails: Vec<Jail>,
-    sources: Vec<Source>,
+    pub(crate) sources: Vec<Source>,
     never: Allow,
-    proxies: Allow,
+    pub(crate) proxies: Allow,
     /// Whose failures or bans changed since they were last saved.
     unsaved: BTreeSet<(JailName, Target)>,
     paused: BTreeSet<JailName>,
@@ -45,27 +47,17 @@ pub struct Engine {
     probes: Probes,
     /// Who is not banned, and when it is to be seen that the kernel does not hold him.
     pub(crate) freed: BTreeSet<(Timestamp, JailName, Target)>,
+    evidence: Evidence,
 }
 
-struct Source {
+pub(crate) struct Source {
     detector: Detector,
     /// For each rule of the detector, the index of its jail.
     jails: Vec<usize>,
-    proxied: Proxied,
+    pub(crate) proxied: Proxied,
     /// The zone of its dates, where one of its listeners knows it.
     zone: Option<TimeZone>,
 }
-
-/// How many failures of a source came in a row from those who only pass on what others send, and from whom the last.
-#[derive(Clone, Copy, Debug, Default)]
-struct Proxied {
-    row: u32,
-    last: Option<IpAddr>,
-    told: bool,
-}
-
-/// A log in which so many failures in a row are those of proxies names no client at all.
-const PROXIED_ENOUGH: u32 = 20;
 
 impl Engine {
     /// `sources` are numbered by their order; each names jails of `terms`. `secret` is any number.
@@ -81,6 +73,7 @@ impl Engine {
             secret,
             probes: Probes::default(),
             freed: BTreeSet::new(),
+            evidence: Evidence::default(),
         };
         engine.listen(sources);
         engine
@@ -132,29 +125,6 @@ impl Engine {
         }
     }
 
-    /// Who only passes on what others send. A log that shows nobody else is found out.
-    pub fn trust(&mut self, proxies: Allow) {
-        self.proxies = proxies;
-    }
-
-    /// The proxy that all failures of a source come from lately, if they do, and whether it is a trusted one.
-    pub fn proxied(&self, source: usize) -> Option<(IpAddr, bool)> {
-        let proxied = self.sources[source].proxied;
-        let addr = proxied.last.filter(|_| proxied.row >= PROXIED_ENOUGH)?;
-        Some((addr, self.proxies.covers(addr)))
-    }
-
-    /// The sources of which [`Engine::proxied`] has found so since the last call; each once.
-    pub fn take_proxied(&mut self) -> Vec<usize> {
-        let news = |(number, source): (usize, &mut Source)| {
-            let proxied = &mut source.proxied;
-            let found = proxied.row >= PROXIED_ENOUGH && !proxied.told;
-            proxied.told |= found;
-            found.then_some(number)
-        };
-        self.sources.iter_mut().enumerate().filter_map(news).collect()
-    }
-
     /// Whom no jail bans from now on. Bans of them are lifted, those on their way to the kernel as well, and of those
     /// whom their own jail spares.
     pub fn handle_never(&mut self, never: Allow) -> Outcome {
@@ -184,7 +154,11 @@ impl Engine {
         now: Timestamp,
     ) -> Result<Vec<Change>, String> {
         let jail = self.jails.iter_mut().find(|jail| jail.terms().name == *name);
-        jail.map_or(Ok(Vec::new()), |jail| jail.handle_ban(targets, bantime, now, &self.never))
+        let changes =
+            jail.map_or(Ok(Vec::new()), |jail| jail.handle_ban(targets, bantime, now, &self.never))?;
+        let Engine { evidence, .. } = self;
+        targets.iter().for_each(|target| evidence.note(name, *target, now, b"(banned by hand)"));
+        Ok(changes)
     }
 
     /// Judges one line of a source. Where the source has a zone of its own, it goes before the clock's.
@@ -201,18 +175,19 @@ impl Engine {
             (Clock::Written { now, .. }, Some(zone)) => Clock::Written { now, zone },
             (clock, _) => clock,
         };
-        self.handle(source, now, out, |detector, found| detector.detect(text, clock, found));
+        self.handle(source, text, now, out, |detector, found| detector.detect(text, clock, found));
     }
 
     /// Judges one journal entry of a source. The journal's own time counts, which nobody can choose.
     pub fn handle_entry(&mut self, source: usize, entry: Entry<'_>, now: Timestamp, out: &mut Outcome) {
         let clock = Clock::Arrived(entry.at.min(now));
-        self.handle(source, now, out, |detector, found| detector.detect_entry(entry, clock, found));
+        self.handle(source, entry.message, now, out, |judge, found| judge.detect_entry(entry, clock, found));
     }
 
     fn handle(
         &mut self,
         source: usize,
+        text: &[u8],
         now: Timestamp,
         out: &mut Outcome,
         detect: impl FnOnce(&mut Detector, &mut dyn FnMut(usize, Detected)),
@@ -228,11 +203,9 @@ impl Engine {
             }
             match detected {
                 Detected::Failure(finding) => {
-                    let counted = self.judge(jail, &self.failure(&finding, now), finding.user, now, out);
-                    let passes_on = self.proxies.covers(finding.addr) || is_internal(finding.addr);
-                    let proxied = &mut self.sources[source].proxied;
-                    proxied.row = if counted || !passes_on { 0 } else { proxied.row.saturating_add(1) };
-                    proxied.last = Some(finding.addr);
+                    let counted =
+                        self.judge(jail, &self.failure(&finding, now), finding.user, text, now, out);
+                    self.note_proxied(source, finding.addr, counted);
                 }
                 Detected::Success(finding) => {
                     let Failure { addr, at, user, .. } = self.failure(&finding, now);
@@ -310,7 +283,7 @@ impl Engine {
     pub fn handle_attempt(&mut self, jail: &JailName, addr: IpAddr, now: Timestamp, out: &mut Outcome) {
         let failure = anonymous(addr.to_canonical(), now);
         if let Some(index) = self.jails.iter().position(|held| held.terms().name == *jail) {
-            self.judge(index, &failure, None, now, out);
+            self.judge(index, &failure, None, b"(counted by hand)", now, out);
         }
     }
 
@@ -353,13 +326,19 @@ impl Engine {
         if !new || ban.target.is_network() {
             return;
         }
-        out.changes.extend(self.jails[index].handle_neighbour(ban, &self.never, now));
+        let network = self.jails[index].handle_neighbour(ban, &self.never, now);
+        if let Some(Change::Ban(network)) = network.last() {
+            let text = format!("(too many in it were banned, {} the last)", ban.target);
+            self.evidence.note(&network.jail, network.target, now, text.as_bytes());
+        }
+        out.changes.extend(network);
         if !self.jails[index].terms().hears_bans {
             let failure = anonymous(ban.target.network(), ban.at.min(now));
+            let text = format!("(banned in {} for {})", ban.jail, ban.bantime);
             for listener in 0..self.jails.len() {
                 let terms = self.jails[listener].terms();
                 if terms.hears_bans && !self.is_paused(&terms.name) {
-                    self.judge(listener, &failure, None, now, out);
+                    self.judge(listener, &failure, None, text.as_bytes(), now, out);
                 }
             }
         }
@@ -416,6 +395,11 @@ impl Engine {
         }
     }
 
+    /// The last lines of those who failed.
+    pub fn evidence(&self) -> &Evidence {
+        &self.evidence
+    }
+
     pub fn jails(&self) -> &[Jail] {
         &self.jails
     }
@@ -431,13 +415,14 @@ impl Engine {
         unsaved.into_iter().filter_map(memory).collect()
     }
 
-    /// `user` is who the failure was as, where it is known. False where the address may not be banned, and nothing was
+    /// `user` is who the failure was as, where it is known, and `text` the line that shows it. False where the address may not be banned, and nothing was
     /// counted.
     fn judge(
         &mut self,
         index: usize,
         failure: &Failure,
         user: Option<String>,
+        text: &[u8],
         now: Timestamp,
         out: &mut Outcome,
     ) -> bool {
@@ -450,6 +435,7 @@ impl Engine {
         let verdict = jail.handle_failure(failure, &self.never, elsewhere, chance);
         if verdict != Verdict::Ignored {
             self.unsaved.insert((name.clone(), target));
+            self.evidence.note(&name, target, at, text);
         }
         let (count, ban, series) = match verdict {
             Verdict::Ignored => {

@@ -8,7 +8,7 @@ use crate::model::{Ban, Cell, Change, Dropped, JailName, Layout, Target};
 use crate::nft::Refusal;
 use crate::nft::banned::{knock_set, knock_sets};
 use crate::nft::plan::{bans_sets, set_name};
-use crate::nft::table::{Element, Key, TIMEOUT_MAX};
+use crate::nft::table::{Element, Key, Standing, TIMEOUT_MAX};
 use crate::nft::transaction::{Operation, Transaction};
 
 /// Who is meant.
@@ -16,6 +16,9 @@ pub type Who = (JailName, Target);
 
 /// For how long each is still held, if he is.
 pub type Held = Vec<(Who, Option<Duration>)>;
+
+/// A ban as long as the kernel holds it, by whichever set, and what it counted.
+pub type Found = (Standing, Option<Dropped>);
 
 /// Whom to ask the kernel about, or to take out of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,7 +64,7 @@ const TAKEN_OUT_MAX: usize = 5;
 
 impl Worker {
     /// For how long each of the unsure is still held; the freed are not held any more.
-    pub(crate) fn look(&mut self, looks: &Looks) -> Result<Held, Refusal> {
+    pub(crate) fn knocks(&mut self, looks: &Looks) -> Result<Held, Refusal> {
         for (jail, target) in &looks.freed {
             self.let_go(jail, *target)?;
         }
@@ -72,6 +75,20 @@ impl Worker {
             found.push(((jail.clone(), *target), left));
         }
         Ok(found)
+    }
+
+    /// One ban, where the kernel holds it.
+    pub(crate) fn find(&mut self, jail: &JailName, target: Target) -> Result<Option<Found>, Refusal> {
+        let ban = self.firewall.element(&set_name(jail, target), Key::of(target))?;
+        let held = self.held(jail, target)?;
+        let dropped = ban.as_ref().and_then(|element| element.dropped);
+        let longest = match (ban, held) {
+            (Some(ban), Some(held)) if ban.expires.is_some_and(|left| Some(left) < held.expires) => {
+                Some(held)
+            }
+            (ban, held) => ban.or(held),
+        };
+        Ok(longest.and_then(|element| element.standing(jail)).map(|standing| (standing, dropped)))
     }
 
     /// Whoever is in the set of those who tried again.

@@ -85,7 +85,7 @@ impl Daemon {
             return;
         }
         let mut out = Outcome::default();
-        match self.enforcer.look(looks.clone()).await {
+        match self.enforcer.knocks(looks.clone()).await {
             Ok(found) => self.engine.handle_looks(found, host::now(), &mut out),
             Err(refusal) => {
                 tracing::warn!("who tries again could not be asked: {refusal}");

@@ -80,6 +80,8 @@ fn who_keeps_knocking_stays_banned_beyond_the_ban_and_is_free_after_silence() {
             // Longer than the ban and one silence together: only knocks explain it.
             wait_beyond(&scene, Duration::from_secs(2) + SILENCE + Duration::from_secs(1));
             assert!(is_banned(&scene, target), "it is listed");
+            let why = String::from_utf8(ask(&scene, &["why", target]).stdout).unwrap();
+            assert!(why.contains("is banned in sshd") && why.contains("the kernel holds it: ends "), "{why}");
             assert!(!scene.connects(host, 22));
         });
         if pause > SILENCE / 2 {

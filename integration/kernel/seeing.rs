@@ -73,6 +73,8 @@ fn each_ban_counts_its_own_packets_once_whatever_else_is_done_with_them() {
         assert_eq!(counted(&scene, "203.0.113.128/25").0, 3, "{keys}");
         let shown = String::from_utf8(ask(&scene, &["bans"]).stdout).unwrap();
         assert!(shown.contains("7 (231 B)"), "{shown}");
+        let why = String::from_utf8(ask(&scene, &["why", HOST]).stdout).unwrap();
+        assert!(why.contains("dropped packets of it: 7 (231 B)"), "{why}");
     }
 }
 

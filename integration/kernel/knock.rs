@@ -103,12 +103,13 @@ fn who_keeps_knocking_stays_banned_beyond_the_ban_and_is_free_after_silence() {
 #[test]
 fn a_long_ban_is_as_long_after_a_knock_as_before() {
     let scene = Scene::new();
-    let _agent = Agent::start(&scene, &config("1h", "1s"));
+    let _agent = Agent::start(&scene, &config("1h", "3s"));
     assert!(ask(&scene, &["ban", "sshd", HOST, "203.0.113.128/25"]).status.success());
-    knock_once(&scene, HOST);
     // Nobody of a banned network is held for himself.
     knock_once(&scene, "203.0.113.200");
+    knock_once(&scene, HOST);
     scene.wait_for("the knock", || scene.holds("sshd_v4_knocks", HOST));
+    assert_eq!(scene.elements("sshd_v4_knocks").len(), 1);
     scene.wait_for("its end", || scene.elements("sshd_v4_knocks").is_empty());
     let left = scene.elements("sshd_v4")[0].1.unwrap();
     assert!(left > 3_500, "{left} seconds are left");

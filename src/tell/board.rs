@@ -302,6 +302,7 @@ mod tests {
             target: target.parse().unwrap(),
             at: Timestamp::from_millis(second * 1_000),
             ends: Some(Timestamp::from_millis(120_000)),
+            dropped: None,
         }
     }
 

@@ -39,11 +39,19 @@ fn knocking<T>(scene: &Scene, from: &str, act: impl FnOnce() -> T) -> (T, Durati
                 thread::sleep(Duration::from_millis(20));
             }
         });
-        let done = act();
-        over.store(true, Ordering::Relaxed);
-        done
+        let _over = Over(&over);
+        act()
     });
     (done, Duration::from_millis(pause.into_inner()))
+}
+
+/// Ends the knocking, also where what was done meanwhile ends in a panic.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn knock_once(scene: &Scene, from: &str) {

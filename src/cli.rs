@@ -11,7 +11,7 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use crate::check;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::control::{self, Failed, Request, Response, Unanswered, Whom};
 use crate::daemon;
 use crate::detect::NORMAL;
@@ -25,6 +25,7 @@ use crate::replay;
 use crate::selftest::{self, Untested, Wishes};
 use crate::tell::{findings, screen};
 use crate::trial;
+use crate::verbs;
 use crate::yaml::{self, Fault};
 
 #[derive(Parser)]
@@ -119,8 +120,8 @@ enum Verb {
     Reload,
     /// Show which lines of a log a rule counts, exactly as the agent would
     Match {
-        #[arg(long)]
-        rule: String,
+        #[arg(long, required_unless_present = "regex", conflicts_with = "regex")]
+        rule: Option<String>,
         #[arg(long, default_value = NORMAL)]
         mode: String,
         /// A folder of rules that come before the shipped ones
@@ -130,14 +131,16 @@ enum Verb {
         #[arg(long)]
         json: bool,
         /// Show the lines that no pattern fits instead
-        #[arg(long)]
+        #[arg(long, alias = "print-all-missed")]
         missed: bool,
         /// Show how far the nearest pattern came with each of those
         #[arg(long)]
         explain: bool,
-        /// A log, plain, gzip or zstd; or - for standard input
+        /// A log, plain, gzip or zstd; or - for standard input; where REGEX is given, also a line
         #[arg(default_value = "-")]
         file: PathBuf,
+        #[command(flatten)]
+        given: verbs::Given,
     },
     /// Judge old logs as the agent would have: who is banned, when, for how long, and who nearly
     Replay {
@@ -179,6 +182,8 @@ enum Verb {
         #[arg(long, default_value = "sshd")]
         rule: String,
     },
+    #[command(flatten)]
+    Coming(verbs::Verb),
 }
 
 #[derive(Subcommand)]
@@ -234,7 +239,7 @@ fn replayed(
 }
 
 /// What goes wrong, by exit code.
-enum Trouble {
+pub enum Trouble {
     Failed(String),
     NotReachable(String),
     NotAllowed(String),
@@ -329,15 +334,10 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
         Verb::Pause { jail } => told(&socket, &Request::Pause { jail, paused: true }),
         Verb::Resume { jail } => told(&socket, &Request::Pause { jail, paused: false }),
         Verb::Reload => told(&socket, &Request::Reload),
-        Verb::Match { rule, mode, rules, json, missed, explain, file } => {
-            let rules = rules.unwrap_or_else(|| config::rules_dir(config.as_deref()));
-            let library =
-                config::library(&rules).map_err(|fault| Trouble::BadConfiguration(fault.to_string()))?;
-            let rule = library
-                .compile(&rule, Some(&mode))
-                .map_err(|bad| Trouble::BadConfiguration(bad.to_string()))?;
-            let wishes = matching::Wishes { json, missed, explain };
-            matching::run(rule, &file, wishes)?;
+        Verb::Match { rule, mode, rules, json, missed, explain, file, given } => {
+            let library = verbs::library(rules, config.as_deref())?;
+            let rule = given.rule(rule.as_deref(), &mode, &library)?;
+            matching::run(rule, &given.log(&file)?, matching::Wishes { json, missed, explain })?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Replay { jail, json, files } => replayed(config.as_deref(), jail.as_ref(), &files, json),
@@ -354,6 +354,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
             trial::run(log.as_deref(), &rule).map_err(Trouble::Failed)?;
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Coming(verb) => verbs::run(verb, config.as_deref(), &socket),
     }
 }
 
@@ -449,12 +450,12 @@ fn told(socket: &Path, request: &Request) -> Result<ExitCode, Trouble> {
     print(&(text + "\n"))
 }
 
-fn print(text: &str) -> Result<ExitCode, Trouble> {
+pub fn print(text: &str) -> Result<ExitCode, Trouble> {
     io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_json<T: Serialize>(value: &T) -> Result<ExitCode, Trouble> {
+pub fn print_json<T: Serialize>(value: &T) -> Result<ExitCode, Trouble> {
     let text = serde_json::to_string_pretty(value).map_err(io::Error::from)?;
     print(&(text + "\n"))
 }

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use regex_syntax::hir::{Hir, HirKind};
 
 use crate::detect::{Library, pattern};
-use crate::jargon::{yaml, yaml_list};
+use crate::jargon::yaml;
 use crate::shapes::{Filter, Shape, class_bytes, class_len};
 
 /// A pattern in our words.
@@ -82,9 +82,6 @@ impl Draft<'_> {
             let words: Vec<String> = filter.journalmatch.iter().map(|word| yaml(word)).collect();
             let _ = writeln!(text, "journalmatch: [{}]", words.join(", "));
         }
-        if !filter.logpath.is_empty() {
-            let _ = writeln!(text, "logpath: {}", bracketed(&filter.logpath));
-        }
         if self.session {
             text += "session: pid\n";
         }
@@ -156,11 +153,6 @@ impl Draft<'_> {
         }
         Ok(message)
     }
-}
-
-fn bracketed(texts: &[String]) -> String {
-    let list = yaml_list(texts);
-    if texts.len() == 1 { format!("[{list}]") } else { list }
 }
 
 fn about(from: &str) -> String {

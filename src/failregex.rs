@@ -22,7 +22,7 @@ pub struct Translated {
 pub fn translate(filter: &Filter) -> Translated {
     let mut out = Translated::default();
     if let Some(why) = out_of_reach(filter) {
-        out.refused = filter.failregex.iter().map(|pattern| (shown(pattern), why.clone())).collect();
+        out.refused = filter.failregex.iter().map(|pattern| (named(pattern), why.clone())).collect();
         return out;
     }
     let mut session = false;
@@ -30,7 +30,7 @@ pub fn translate(filter: &Filter) -> Translated {
     for theirs in &filter.failregex {
         match shaped(theirs, filter, &mut session) {
             Ok((shape, ours)) => found.push((shape, ours, theirs)),
-            Err(why) => out.refused.push((shown(theirs), why)),
+            Err(why) => out.refused.push((named(theirs), why)),
         }
     }
     let Some(shape) = most_common(&found) else { return out };
@@ -39,18 +39,18 @@ pub fn translate(filter: &Filter) -> Translated {
         "it reads another kind of log than the filter's other patterns, which read {}: give it a filter of its own",
         shape.format()
     );
-    out.refused.extend(others.into_iter().map(|(_, _, theirs)| (shown(theirs), why.clone())));
+    out.refused.extend(others.into_iter().map(|(_, _, theirs)| (named(theirs), why.clone())));
     let mut draft =
         Draft { filter, shape: &shape, session, prefilter: None, ignores: Vec::new(), ours: Vec::new() };
     draft.prefilter = match prefilter(filter) {
         Ok(prefilter) => prefilter,
         Err(why) => {
-            out.refused.extend(alike.into_iter().map(|(_, _, theirs)| (shown(theirs), why.clone())));
+            out.refused.extend(alike.into_iter().map(|(_, _, theirs)| (named(theirs), why.clone())));
             return out;
         }
     };
     for theirs in &filter.ignoreregex {
-        match ignored(theirs, &shape) {
+        match ignored(theirs, &shape, filter.prefregex.is_some()) {
             Ok(ours) => draft.ignores.push(ours),
             Err(why) => out.refused.push((format!("ignoreregex {}", shown(theirs)), why)),
         }
@@ -58,7 +58,7 @@ pub fn translate(filter: &Filter) -> Translated {
     for (_, ours, theirs) in alike {
         match draft.proven_with(&ours) {
             Ok(()) => draft.ours.push(ours),
-            Err(why) => out.refused.push((shown(theirs), why)),
+            Err(why) => out.refused.push((named(theirs), why)),
         }
     }
     if !draft.ours.iter().any(|ours| ours.kind == "failregex") {
@@ -98,6 +98,10 @@ fn changes(filter: &Filter, shape: &Shape) -> Vec<String> {
     changes
 }
 
+fn named(pattern: &str) -> String {
+    format!("failregex {}", shown(pattern))
+}
+
 /// What no pattern of this filter can be translated for.
 fn out_of_reach(filter: &Filter) -> Option<String> {
     if filter.lines_at_once || filter.failregex.iter().any(|pattern| pattern.contains("<SKIPLINES>")) {
@@ -114,13 +118,20 @@ fn out_of_reach(filter: &Filter) -> Option<String> {
 /// What the pattern says of how its lines are wrapped, and the rest of it in our words.
 fn shaped(theirs: &str, filter: &Filter, session: &mut bool) -> Result<(Shape, Ours), String> {
     let (plain, kind, ends) = without_flags(theirs, session)?;
+    let (plain, any_case) = match plain.strip_prefix("(?i)") {
+        Some(rest) => (rest.to_owned(), true),
+        None => (plain, false),
+    };
     let whole = filter.prefregex.as_deref().filter(|prefix| prefix.contains("<F-CONTENT>"));
     let (shape, rest) = match whole {
         // The prefix says it; the pattern sees only what is behind it.
         Some(prefix) => (peeled(&without_flags(prefix, session)?.0, filter)?.0, anchored(&plain)?),
         None => peeled(&plain, filter)?,
     };
-    let regex = in_our_words(&rest)?;
+    let mut regex = in_our_words(&rest)?;
+    if any_case {
+        regex.insert_str(1, "(?i)");
+    }
     Ok((shape, Ours { regex, kind, ends }))
 }
 
@@ -139,11 +150,13 @@ fn prefilter(filter: &Filter) -> Result<Option<String>, String> {
     Ok((!trivial.contains(&ours.as_str())).then_some(ours))
 }
 
-fn ignored(theirs: &str, shape: &Shape) -> Result<String, String> {
+/// `inner`: what comes behind the prefix of all lines is what it sees.
+fn ignored(theirs: &str, shape: &Shape, inner: bool) -> Result<String, String> {
     let filter = Filter { logpath: vec!["access".to_owned()], ..Filter::default() };
     let (plain, ..) = without_flags(theirs, &mut false)?;
     let regex = match peeled(&plain, &filter) {
-        Ok((other, rest)) if other.format() == shape.format() => rest,
+        _ if inner && plain.starts_with('^') => plain,
+        Ok((other, rest)) if other.format() == shape.format() && plain.starts_with('^') => rest,
         _ if plain.starts_with('^') => {
             return Err("it is tied to the start of the line, which is not seen here".to_owned());
         }

@@ -8,7 +8,7 @@ use crate::filters::{self, KNOWN};
 use crate::ini::{self, Layers};
 use crate::jargon::{Named, jail_name, named};
 use crate::shapes::Filter;
-use crate::theirs::JailReader;
+use crate::theirs::{Imported, JailReader};
 use crate::yaml::Fault;
 
 /// Rules of ours that have no filter of their name in fail2ban; one that a user has made is that user's.
@@ -53,6 +53,8 @@ pub struct Served {
     pub own: bool,
     pub program: Vec<String>,
     pub journalmatch: Vec<String>,
+    /// A rule beside it, for a jail of its own.
+    pub more: Option<String>,
 }
 
 impl JailReader<'_> {
@@ -73,10 +75,11 @@ impl JailReader<'_> {
             let builds_on = own_regex.as_deref().is_none_or(|text| text.contains(KNOWN));
             let local = self.local_patterns(&wanted, own_regex.as_deref())?;
             if builds_on && local.as_ref().is_none_or(|(_, builds_on)| *builds_on) {
-                if let Some((patterns, _)) = local {
-                    self.more_patterns(&wanted, patterns)?;
-                }
-                return self.shipped(&wanted).map(Some);
+                let more = match local {
+                    Some((patterns, _)) => self.more_patterns(&wanted, patterns)?,
+                    None => None,
+                };
+                return Ok(Some(Served { more, ..self.shipped(&wanted)? }));
             }
         }
         let Some(files) = files.or_else(|| own_regex.is_some().then(Layers::default)) else {
@@ -115,30 +118,27 @@ impl JailReader<'_> {
         Ok(Some((own_lines(&text), builds_on)))
     }
 
-    /// A jail beside this one, for patterns that a user has added to a shipped filter.
-    fn more_patterns(&mut self, wanted: &Named, patterns: Vec<String>) -> Result<(), Fault> {
-        let Some(files) = filters::layers("filter.d", &wanted.name, self.world.read)? else { return Ok(()) };
-        let jail = |_: &str| Ok(None);
-        let filter = filters::filter(&wanted.name, wanted, &files, &jail)?;
-        let name = format!("{}-more", jail_name(&wanted.name));
-        let filter = Filter {
+    /// A rule for a jail beside this one, of patterns that a user has added to a shipped filter.
+    fn more_patterns(&mut self, wanted: &Named, patterns: Vec<String>) -> Result<Option<String>, Fault> {
+        let files = filters::layers("filter.d", &wanted.name, self.world.read)?.unwrap_or_default();
+        let filter = filters::filter(&wanted.name, wanted, &files, &|_| Ok(None))?;
+        let name = format!("{}-more", self.name);
+        let translated = failregex::translate(&Filter {
             name: name.clone(),
             failregex: patterns,
             prefregex: None,
             ignoreregex: Vec::new(),
             ..filter
-        };
-        let translated = failregex::translate(&filter);
+        });
         for (pattern, why) in &translated.refused {
-            self.left(format!("failregex {pattern}\n{why}"));
+            self.left(format!("{pattern}\n{why}"));
         }
-        if let Some(rule) = translated.rule {
-            self.out.files.insert(format!("rules/{name}.yaml"), rule);
-            self.changed(&format!(
-                "your patterns beside the filter's are the rule {name}: give it a jail, {name}, with the logpath and port of this one"
-            ));
-        }
-        Ok(())
+        let Some(rule) = translated.rule else { return Ok(None) };
+        self.out.files.insert(format!("rules/{name}.yaml"), rule);
+        self.changed(&format!(
+            "your patterns beside the filter's have a jail of their own, {name}, which counts by itself"
+        ));
+        Ok(Some(name))
     }
 
     fn shipped(&mut self, wanted: &Named) -> Result<Served, Fault> {
@@ -170,7 +170,7 @@ impl JailReader<'_> {
             }
         }
         let mode = if known { mode } else { NORMAL }.to_owned();
-        Ok(Served { rule, mode, own: false, program: Vec::new(), journalmatch: Vec::new() })
+        Ok(Served { rule, mode, own: false, program: Vec::new(), journalmatch: Vec::new(), more: None })
     }
 
     /// A rule made from the user's own filter; where nothing of it can count, ours of the same name.
@@ -188,12 +188,20 @@ impl JailReader<'_> {
         if self.world.library.has(name) {
             filter.name = format!("{name}-own");
         }
-        let translated = failregex::translate(&filter);
-        for (pattern, why) in &translated.refused {
-            self.left(format!("failregex {pattern}\n{why}"));
+        let mut translated = failregex::translate(&filter);
+        let known = |name: &str, out: &Imported| out.files.get(&format!("rules/{name}.yaml")).cloned();
+        if known(&filter.name, self.out).is_some_and(|other| translated.rule.as_ref() != Some(&other)) {
+            // Another jail has other options.
+            filter.name = format!("{}-{}", filter.name, self.name);
+            translated = failregex::translate(&filter);
         }
-        for change in &translated.changes {
-            self.changed(change);
+        if known(&filter.name, self.out).is_none() {
+            for (pattern, why) in &translated.refused {
+                self.left(format!("{pattern}\n{why}"));
+            }
+            for change in &translated.changes {
+                self.changed(change);
+            }
         }
         let Some(rule) = translated.rule else {
             if self.world.library.has(name) {
@@ -208,7 +216,7 @@ impl JailReader<'_> {
         };
         self.out.files.insert(format!("rules/{}.yaml", filter.name), rule);
         let (rule, program) = (filter.name, translated.program);
-        Ok(Some(Served { rule, mode: NORMAL.to_owned(), own: true, program, journalmatch }))
+        Ok(Some(Served { rule, mode: NORMAL.to_owned(), own: true, program, journalmatch, more: None }))
     }
 }
 

@@ -24,6 +24,7 @@ pub struct Filter {
     pub lines_at_once: bool,
     /// As journalctl takes it, if the filter says so.
     pub journalmatch: Vec<String>,
+    /// What the jail reads, which tells an access log.
     pub logpath: Vec<String>,
 }
 

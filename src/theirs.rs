@@ -32,7 +32,6 @@ pub struct Imported {
     /// Each file, by its path below the folder of the new configuration.
     pub files: BTreeMap<String, String>,
     pub notes: Notes,
-    pub jails: usize,
 }
 
 /// Hears the other jails where it names no log.
@@ -69,10 +68,11 @@ pub struct JailReader<'j> {
 }
 
 impl JailReader<'_> {
-    /// The jail's page; none where it cannot be one, which the notes then say.
-    pub fn read(&mut self) -> Result<Option<Page>, Fault> {
-        let Some(ban) = self.ban()? else { return Ok(None) };
-        let Some(served) = self.rule()? else { return Ok(None) };
+    /// The jail's page by its name, and perhaps that of a jail beside it; none where it cannot be one, which the notes
+    /// then say.
+    pub fn read(&mut self) -> Result<Vec<(String, Page)>, Fault> {
+        let Some(ban) = self.ban()? else { return Ok(Vec::new()) };
+        let Some(served) = self.rule()? else { return Ok(Vec::new()) };
         let mut page = Page::new();
         if served.rule != self.name {
             page.insert("rule", yaml(&served.rule));
@@ -81,7 +81,7 @@ impl JailReader<'_> {
             page.insert("mode", yaml(&served.mode));
         }
         if served.rule != RECIDIVE && !self.sources(&served, &mut page)? {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         if served.rule == RECIDIVE {
             self.changed("hears the bans of the other jails themselves, not a log of them");
@@ -101,8 +101,30 @@ impl JailReader<'_> {
             ));
         }
         self.told(&served, &page);
-        self.out.jails += 1;
-        Ok(Some(page))
+        let beside = match &served.more {
+            Some(rule) => self.beside(rule, &served, &page)?,
+            None => None,
+        };
+        Ok([(self.name.clone(), page)].into_iter().chain(beside).collect())
+    }
+
+    /// The page of a jail with the same terms, whose rule knows neither logs nor ports.
+    fn beside(&mut self, name: &str, served: &Served, page: &Page) -> Result<Option<(String, Page)>, Fault> {
+        let mut page = page.clone();
+        page.remove("rule");
+        page.remove("mode");
+        let Ok(rule) = self.world.library.file(&served.rule) else { return Ok(None) };
+        if !rule.port.is_empty() {
+            page.entry("port").or_insert_with(|| yaml_list(&rule.port));
+        }
+        if page.remove("journal").is_some() && !rule.journalmatch.is_empty() {
+            page.entry("journalmatch").or_insert_with(|| yaml_list(&rule.journalmatch));
+        }
+        if !page.contains_key("journalmatch") && !page.contains_key("logpath") {
+            let logs = self.logs()?;
+            page.insert("logpath", yaml_list(if logs.is_empty() { &rule.logpath } else { &logs }));
+        }
+        Ok(Some((name.to_owned(), page)))
     }
 
     pub fn changed(&mut self, text: &str) {

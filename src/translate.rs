@@ -42,14 +42,13 @@ pub fn translate(world: &World) -> Result<Imported, Vec<Fault>> {
         let ours = free_name(&jail_name(name), &pages);
         let mut jail = JailReader { world, section, common: &common, name: ours.clone(), out: &mut out };
         match jail.read() {
-            Ok(Some(page)) => {
-                if ours != name {
+            Ok(found) => {
+                if ours != name && !found.is_empty() {
                     out.notes
                         .changed(&ours, format!("was called {name}, which cannot name a set of nftables"));
                 }
-                pages.insert(ours, page);
+                pages.extend(found);
             }
-            Ok(None) => {}
             Err(fault) => faults.push(fault),
         }
     }
@@ -113,8 +112,12 @@ fn for_all(defaults: &Section, world: &World, notes: &mut Notes) -> Result<(), F
     Ok(())
 }
 
-/// Writes the pages; what all jails say goes into the defaults.
+/// Writes the pages; what all jails say goes into the defaults. Rules of jails that were left out go.
 fn write(common: &Terms, mut pages: BTreeMap<String, Page>, out: &mut Imported) {
+    let used: Vec<&str> =
+        pages.iter().map(|(name, page)| page.get("rule").map_or(name.as_str(), String::as_str)).collect();
+    let rule = |file: &str| file.strip_prefix("rules/").and_then(|name| name.strip_suffix(".yaml")).map(yaml);
+    out.files.retain(|file, _| rule(file).is_none_or(|rule| used.contains(&rule.as_str())));
     let Terms { maxretry, findtime, bantime, ignoreip, .. } = common;
     let mut text = format!(
         "# Made by nftjail import. Each jail has a file of its own in nftjail.d.\ndefaults:\n  maxretry: {maxretry}\n  findtime: {findtime}\n  bantime: {bantime}\n"

@@ -5,15 +5,17 @@ use std::net::IpAddr;
 
 use tokio::sync::oneshot;
 
-use crate::control::{Asked, Failed, Request, Response, Whom, failed};
+use crate::control::{Failed, Request, Response, Whom, failed};
 use crate::daemon::{Daemon, Waiting};
 use crate::engine::Outcome;
 use crate::host;
 use crate::jail::Jail;
 use crate::model::{Ban, Bantime, Change, JailName, Span, Target};
 use crate::resolve::JailConfig;
-use crate::status::{BanStatus, BrokenStatus, JailStatus, Status};
+use crate::server::Asked;
+use crate::status::{BrokenStatus, JailStatus, Status};
 use crate::tell::message;
+use crate::why;
 use crate::yaml;
 
 impl Daemon {
@@ -44,6 +46,12 @@ impl Daemon {
             },
             Request::IgnoreRemove { net } => self.heed(net).await,
             Request::IgnoreList => Response::Ignored(self.never_banned()),
+            Request::Why { target } => return self.answer_why(target, answer),
+            Request::History(period) => return self.answer_past(period, true, answer),
+            Request::Past(period) => return self.answer_past(period, false, answer),
+            // The server has no need to ask.
+            Request::Watch { .. } => Response::Watching,
+            Request::LogLevel { level } => self.set_log_level(&level),
         };
         // A client that hung up does not want to know.
         let _ = answer.send(response);
@@ -143,13 +151,8 @@ impl Daemon {
             return self.no_such_jail(name);
         }
         let wanted = |jail: &&Jail| only.is_none_or(|only| jail.terms().name == *only);
-        let bans = self.engine.jails().iter().filter(wanted).flat_map(Jail::bans).map(|ban| BanStatus {
-            jail: ban.jail.clone(),
-            target: ban.target,
-            at: ban.at,
-            ends: ban.end(),
-        });
-        Response::Bans(bans.collect())
+        let bans = self.engine.jails().iter().filter(wanted).flat_map(Jail::bans);
+        Response::Bans(bans.map(why::status).collect())
     }
 
     fn no_such_jail(&self, name: &JailName) -> Response {
@@ -231,6 +234,15 @@ impl Daemon {
             Ok(addr) => Response::Probe(addr),
             Err(why) => failed(Failed::Refused, why),
         }
+    }
+
+    fn set_log_level(&self, level: &str) -> Response {
+        let Ok(parsed) = level.parse() else {
+            let why = format!("\"{level}\" is no level: there are error, warn, info and debug");
+            return failed(Failed::Refused, why);
+        };
+        (self.log_level)(parsed);
+        Response::Done(format!("the agent's log has level {level} from now on"))
     }
 
     fn pause(&mut self, name: &JailName, paused: bool) -> Response {

@@ -1,212 +1,35 @@
 //! The verbs and their printing; the only file that knows exit codes.
 
+use std::cmp::Reverse;
 use std::io::{self, BufRead, Write};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use ipnet::IpNet;
+use clap::Parser;
 use jiff::tz::TimeZone;
 use serde::Serialize;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::check;
-use crate::config::Config;
-use crate::control::{self, Failed, Request, Response, Unanswered, Whom};
+use crate::config::{self, Config};
+use crate::control::{self, Failed, Period, Request, Response, Unanswered, Whom};
 use crate::daemon;
-use crate::detect::NORMAL;
 use crate::doctor;
 use crate::host::{self, Services};
 use crate::matching;
 use crate::model::{Bantime, JailName, Target, plain};
-use crate::never;
+use crate::moving;
 use crate::nft::Refusal;
 use crate::replay;
 use crate::selftest::{self, Untested, Wishes};
-use crate::tell::{findings, screen};
+use crate::status::BanStatus;
+use crate::tell::{escape, findings, past, screen};
 use crate::trial;
-use crate::verbs;
+use crate::verbs::{Cli, Ignore, Order, Verb};
 use crate::yaml::{self, Fault};
-
-#[derive(Parser)]
-#[command(name = "nftjail", version, about, max_term_width = 100)]
-struct Cli {
-    /// Configuration: a file, or a folder with nftjail.yaml and nftjail.d/*.yaml
-    #[arg(long, global = true, value_name = "FILE_OR_DIR")]
-    config: Option<PathBuf>,
-    /// Where the agent listens
-    #[arg(long, global = true, value_name = "PATH", default_value = control::SOCKET)]
-    socket: PathBuf,
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Subcommand)]
-enum Verb {
-    /// Watch the logs and ban, until told to stop
-    Run {
-        /// Where positions, failures and bans are kept over a restart
-        #[arg(long, value_name = "DIR", default_value = "/var/lib/nftjail")]
-        state: PathBuf,
-        /// How much to say: error, warn, info or debug
-        #[arg(long, value_name = "LEVEL", default_value = "info")]
-        log: tracing::Level,
-        /// Let one jail read standard input in place of its logs, and stop cleanly when that ends
-        #[arg(long, requires = "jail")]
-        stdin: bool,
-        /// The jail that reads standard input; a rule's name will do where nothing is configured
-        #[arg(long, value_name = "JAIL", requires = "stdin")]
-        jail: Option<JailName>,
-        /// Let the clock run so many seconds off, as if it were then
-        #[arg(long, hide = true, value_name = "SECONDS", default_value_t = 0, allow_negative_numbers = true)]
-        clock_offset: i64,
-    },
-    /// Read configuration and rules as the agent would, run every sample, say what is wrong
-    Check,
-    /// How the jails stand
-    Status {
-        jail: Option<JailName>,
-        #[arg(long)]
-        json: bool,
-    },
-    /// Who is banned
-    Bans {
-        jail: Option<JailName>,
-        #[arg(long)]
-        json: bool,
-    },
-    /// Ban addresses or networks by hand
-    Ban {
-        jail: JailName,
-        #[arg(value_name = "ADDR_OR_NET", required_unless_present = "stdin")]
-        targets: Vec<Target>,
-        /// For how long: 10m, 1h30m, 1w, forever; the jail's own bantime where left out
-        #[arg(long = "for", value_name = "BANTIME")]
-        bantime: Option<Bantime>,
-        /// Read addresses from standard input, one in each line
-        #[arg(long)]
-        stdin: bool,
-        /// Even if this very session comes from there, or a network is wider than /16 (IPv6: /32)
-        #[arg(long)]
-        force: bool,
-    },
-    /// Lift bans: of an address, of a network, or all
-    Unban {
-        #[arg(value_name = "ADDR_OR_NET", required_unless_present = "all", conflicts_with = "all")]
-        whom: Option<Whom>,
-        /// Everybody's
-        #[arg(long)]
-        all: bool,
-        /// In this jail only
-        #[arg(long)]
-        jail: Option<JailName>,
-    },
-    /// Whom nobody bans, whatever the configuration says: kept over restarts
-    Ignore {
-        #[command(subcommand)]
-        what: Ignore,
-    },
-    /// Count one failure of an address, as if a log had shown it
-    Attempt {
-        jail: JailName,
-        #[arg(value_name = "ADDR")]
-        addr: IpAddr,
-    },
-    /// Let a jail count nothing for now; its bans stay
-    Pause { jail: JailName },
-    /// Let a paused jail listen again
-    Resume { jail: JailName },
-    /// Read the configuration again; bans and counts stay
-    Reload,
-    /// Show which lines of a log a rule counts, exactly as the agent would
-    Match {
-        #[arg(long, required_unless_present = "regex", conflicts_with = "regex")]
-        rule: Option<String>,
-        #[arg(long, default_value = NORMAL)]
-        mode: String,
-        /// A folder of rules that come before the shipped ones
-        #[arg(long, value_name = "DIR")]
-        rules: Option<PathBuf>,
-        /// One JSON object for each line
-        #[arg(long)]
-        json: bool,
-        /// Show the lines that no pattern fits instead
-        #[arg(long, alias = "print-all-missed")]
-        missed: bool,
-        /// Show how far the nearest pattern came with each of those
-        #[arg(long)]
-        explain: bool,
-        /// A log, plain, gzip or zstd; or - for standard input; where REGEX is given, also a line
-        #[arg(default_value = "-")]
-        file: PathBuf,
-        #[command(flatten)]
-        given: verbs::Given,
-    },
-    /// Judge old logs as the agent would have: who is banned, when, for how long, and who nearly
-    Replay {
-        /// With this jail only
-        #[arg(long)]
-        jail: Option<JailName>,
-        #[arg(long)]
-        json: bool,
-        /// Logs, plain, gzip or zstd, the oldest first
-        #[arg(required = true)]
-        files: Vec<PathBuf>,
-    },
-    /// Look at agent, kernel and host: what is well, what is worth knowing, what needs you
-    ///
-    /// Changes nothing, and works without the agent, too. Exit code 1 where something is BAD.
-    Doctor {
-        #[arg(long)]
-        json: bool,
-    },
-    /// Prove every jail: a line in its log, a ban in the kernel, a rule that drops, an end by itself
-    ///
-    /// Writes one line about an address that nobody has (192.0.2.213) into each log that the configuration names,
-    /// made from the rule's own sample and dated now. The agent bans the address for two seconds; nothing of it is
-    /// counted, told or kept. Prints one line, for timers and monitoring: exit code 0 where all works that can be
-    /// probed, 1 where something fails, 3 where the agent does not run.
-    Selftest {
-        /// Show the lines, and write nothing
-        #[arg(long)]
-        dry_run: bool,
-        /// Send a packet from the banned address, too: through an interface nftjailtest that exists for a moment
-        #[arg(long)]
-        packets: bool,
-    },
-    /// See it work in a throwaway network namespace: real log, real bans, real packets
-    Try {
-        /// Your own log instead of the bundled one
-        log: Option<PathBuf>,
-        /// The rule that reads it
-        #[arg(long, default_value = "sshd")]
-        rule: String,
-    },
-    #[command(flatten)]
-    Coming(verbs::Verb),
-}
-
-#[derive(Subcommand)]
-enum Ignore {
-    /// Never ban an address or a network from now on, and lift its bans
-    Add {
-        #[arg(value_name = "ADDR_OR_NET", value_parser = never::net)]
-        net: IpNet,
-        /// Even if it is wider than an IPv4 /8 or an IPv6 /16
-        #[arg(long)]
-        force: bool,
-    },
-    /// Ban it again like all others
-    Remove {
-        #[arg(value_name = "ADDR_OR_NET", value_parser = never::net)]
-        net: IpNet,
-    },
-    /// Everybody who is never banned, and who says so
-    List {
-        #[arg(long)]
-        json: bool,
-    },
-}
 
 fn ignore(socket: &Path, what: Ignore) -> Result<ExitCode, Trouble> {
     match what {
@@ -305,7 +128,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
     match verb {
         Verb::Run { state, log, stdin: _, jail, clock_offset } => {
             host::set_clock_offset(clock_offset);
-            watch(&daemon::Places { config, socket, state, stdin: jail }, log)
+            run_agent(&daemon::Places { config, socket, state, stdin: jail }, log)
         }
         Verb::Check => print(&check::run(config.as_deref()).map_err(Trouble::BadConfiguration)?),
         Verb::Status { jail, json } => {
@@ -313,11 +136,25 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
             let Response::Status(status) = answer else { return Err(astray()) };
             if json { print_json(&status) } else { print(&screen::status(&status)) }
         }
-        Verb::Bans { jail, json } => {
+        Verb::Bans { jail, within, sort, limit, json } => {
             let answer = ask(&socket, &Request::Bans { jail })?;
-            let Response::Bans(bans) = answer else { return Err(astray()) };
+            let Response::Bans(mut bans) = answer else { return Err(astray()) };
+            bans.retain(|ban| within.is_none_or(|net| net.contains(&ban.target.net())));
+            in_order(&mut bans, sort);
+            bans.truncate(limit.unwrap_or(usize::MAX));
             if json { print_json(&bans) } else { print(&screen::bans(&bans, host::now())) }
         }
+        Verb::Why { target, json } => {
+            let answer = ask(&socket, &Request::Why { target })?;
+            let Response::Why(why) = answer else { return Err(astray()) };
+            if json { print_json(&why) } else { print(&past::why(&why)) }
+        }
+        Verb::History { within, since, jail, json, csv } => {
+            let period = Period { since: host::now().minus(since.0), jail, within };
+            history(&socket, period, json, csv)
+        }
+        Verb::Watch { jail, json } => tell_all(&socket, jail, json),
+        Verb::LogLevel { level } => told(&socket, &Request::LogLevel { level }),
         Verb::Ban { jail, targets, bantime, stdin, force } => {
             let targets = targets_with(targets, stdin)?;
             if !force {
@@ -335,8 +172,8 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
         Verb::Resume { jail } => told(&socket, &Request::Pause { jail, paused: false }),
         Verb::Reload => told(&socket, &Request::Reload),
         Verb::Match { rule, mode, rules, json, missed, explain, file, given } => {
-            let library = verbs::library(rules, config.as_deref())?;
-            let rule = given.rule(rule.as_deref(), &mode, &library)?;
+            let rules = rules.unwrap_or_else(|| config::rules_dir(config.as_deref()));
+            let rule = given.rule(&rules, rule.as_deref(), &mode)?;
             matching::run(rule, &given.log(&file)?, matching::Wishes { json, missed, explain })?;
             Ok(ExitCode::SUCCESS)
         }
@@ -354,23 +191,70 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
             trial::run(log.as_deref(), &rule).map_err(Trouble::Failed)?;
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Coming(verb) => verbs::run(verb, config.as_deref(), &socket),
+        Verb::Moving(verb) => moving::run(verb, config.as_deref(), &socket),
     }
 }
 
-fn watch(places: &daemon::Places, log: tracing::Level) -> Result<ExitCode, Trouble> {
-    tracing_subscriber::fmt()
-        .with_max_level(log)
+fn history(socket: &Path, period: Period, json: bool, csv: bool) -> Result<ExitCode, Trouble> {
+    let request = if csv { Request::Past(period) } else { Request::History(period) };
+    match ask(socket, &request)? {
+        Response::Past(all) => print(&past::csv(&all)),
+        Response::History(history) if json => print_json(&history),
+        Response::History(history) => print(&past::history(&history)),
+        _ => Err(astray()),
+    }
+}
+
+fn run_agent(places: &daemon::Places, log: tracing::Level) -> Result<ExitCode, Trouble> {
+    let (level, handle) = reload::Layer::new(LevelFilter::from_level(log));
+    let lines = tracing_subscriber::fmt::layer()
         .with_target(false)
         .with_writer(io::stderr)
-        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-        .init();
-    daemon::run(places).map_err(|stopped| match stopped {
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
+    tracing_subscriber::registry().with(level).with(lines).init();
+    // It fails only where nothing is logged any more.
+    let set_level = Box::new(move |level| drop(handle.reload(LevelFilter::from_level(level))));
+    daemon::run(places, set_level).map_err(|stopped| match stopped {
         daemon::Stopped::BadConfiguration(message) => Trouble::BadConfiguration(message),
         daemon::Stopped::NotAllowed(message) => Trouble::NotAllowed(message),
         daemon::Stopped::Failed(message) => Trouble::Failed(message),
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what happens until the agent ends, or nobody reads it.
+fn tell_all(socket: &Path, jail: Option<JailName>, json: bool) -> Result<ExitCode, Trouble> {
+    if let Some(jail) = &jail {
+        ask(socket, &Request::Status { jail: Some(jail.clone()) })?;
+    }
+    let (mut stream, first) = control::watch(socket, jail)?;
+    accepted(first)?;
+    while let Some(response) = control::next(&mut stream)? {
+        let text = match response {
+            Response::News(news) if json => escape::json(&json_line(&news)?),
+            Response::News(news) => past::news(&news),
+            Response::Missed(count) if json => json_line(&serde_json::json!({"schema": 1, "missed": count}))?,
+            Response::Missed(count) => {
+                format!("({count} events were missed: they came faster than they were read)\n")
+            }
+            _ => return Err(astray()),
+        };
+        print(&text)?;
+    }
+    Err(Trouble::NotReachable("the agent ended".to_owned()))
+}
+
+fn json_line<T: Serialize>(value: &T) -> Result<String, Trouble> {
+    Ok(serde_json::to_string(value).map_err(io::Error::from)? + "\n")
+}
+
+fn in_order(bans: &mut [BanStatus], order: Order) {
+    match order {
+        Order::Ends => bans.sort_by_key(|ban| (ban.ends.is_none(), ban.ends, ban.target)),
+        Order::Since => bans.sort_by_key(|ban| (Reverse(ban.at), ban.target)),
+        Order::Addr => bans.sort_by_key(|ban| ban.target),
+        Order::Jail => bans.sort_by(|a, b| (&a.jail, a.target).cmp(&(&b.jail, b.target))),
+    }
 }
 
 fn yes_or_no(yes: bool) -> ExitCode {
@@ -385,7 +269,11 @@ fn comes_from(session: &str, target: Target) -> bool {
 }
 
 fn ask(socket: &Path, request: &Request) -> Result<Response, Trouble> {
-    match control::ask(socket, request)? {
+    accepted(control::ask(socket, request)?)
+}
+
+fn accepted(response: Response) -> Result<Response, Trouble> {
+    match response {
         Response::Failed { why, message } => Err(match why {
             Failed::Refused => Trouble::Failed(message),
             Failed::NotAllowed => Trouble::NotAllowed(message),
@@ -457,7 +345,7 @@ pub fn print(text: &str) -> Result<ExitCode, Trouble> {
 
 pub fn print_json<T: Serialize>(value: &T) -> Result<ExitCode, Trouble> {
     let text = serde_json::to_string_pretty(value).map_err(io::Error::from)?;
-    print(&(text + "\n"))
+    print(&(escape::json(&text) + "\n"))
 }
 
 fn bad_configuration(faults: Vec<Fault>) -> Trouble {

@@ -23,7 +23,7 @@ pub const LOG: &str = "/var/log/fail2ban.log";
 /// So many lines are shown for each side of a difference, the last ones.
 const LINES_MAX: usize = 10;
 /// So many hosts and jails are compared; what comes beyond is not looked at.
-const TARGETS_MAX: usize = 200_000;
+const TARGETS_MAX: usize = 20_000;
 
 /// What both did, and where they differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -115,6 +115,9 @@ pub fn run(
     let never = config.never(own);
     let sources = sources(config, logs, since, &mut out.notes);
     out.lines = replay(config, &never, &sources, (since, now), zone, &mut stories)?;
+    if stories.len() >= TARGETS_MAX {
+        out.notes.push(format!("only the first {TARGETS_MAX} hosts were compared: take fewer days"));
+    }
     for ((jail, target), story) in stories {
         judge(config, &never, (jail, target), story, &mut out);
     }

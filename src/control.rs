@@ -1,28 +1,37 @@
-//! The control protocol: one question and one answer, each a JSON text after its length as four bytes, big-endian.
+//! The control protocol, and the side of it that asks.
+//!
+//! A client connects to the Unix socket and sends one question: its length as four bytes, big-endian, at most
+//! 65,536, then so many bytes of JSON: `{"version": 1, "request": {"status": {"jail": null}}}`. The agent answers in
+//! the same form, `{"status": {...}}`, and hangs up; only `watch` is answered by one message after the other, until
+//! the client hangs up. What cannot be done is answered `{"failed": {"why": "not_found", "message": "..."}}`. The
+//! names of requests and answers are those of [`Request`] and [`Response`], in snake_case.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream as Client;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::timeout;
 
-use crate::model::{Bantime, JailName, Target};
-use crate::status::{BanStatus, IgnoredStatus, Status};
+use crate::model::{Bantime, JailName, Target, Timestamp, plain};
+use crate::status::{BanStatus, History, IgnoredStatus, News, Past, Status, Why};
+
+/// The version of the protocol; another number means that questions or answers changed their meaning.
+pub const VERSION: u32 = 1;
 
 /// Where the agent listens when nothing else is said.
 pub const SOCKET: &str = "/run/nftjail/control.sock";
+
+/// A question as it is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    pub version: u32,
+    pub request: Request,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -69,6 +78,31 @@ pub enum Request {
         net: IpNet,
     },
     IgnoreList,
+    /// Why somebody is banned, or is not.
+    Why {
+        target: Target,
+    },
+    /// Bans since a moment, counted.
+    History(Period),
+    /// The same, one by one.
+    Past(Period),
+    /// What happens from now on, in one jail or in all.
+    Watch {
+        jail: Option<JailName>,
+    },
+    /// How much the agent writes to its own log from now on: `error`, `warn`, `info` or `debug`.
+    LogLevel {
+        level: String,
+    },
+}
+
+/// A part of the past.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Period {
+    pub since: Timestamp,
+    pub jail: Option<JailName>,
+    /// Of this address or network only.
+    pub within: Option<IpNet>,
 }
 
 /// Whose bans are meant.
@@ -106,8 +140,26 @@ impl FromStr for Whom {
 }
 
 impl Request {
-    fn changes(&self) -> bool {
-        !matches!(self, Request::Status { .. } | Request::Bans { .. } | Request::IgnoreList)
+    /// Whether it needs the right to change something.
+    pub fn changes(&self) -> bool {
+        match self {
+            Request::Status { .. }
+            | Request::Bans { .. }
+            | Request::IgnoreList
+            | Request::Why { .. }
+            | Request::History(_)
+            | Request::Past(_)
+            | Request::Watch { .. } => false,
+            Request::Ban { .. }
+            | Request::Unban { .. }
+            | Request::Attempt { .. }
+            | Request::Pause { .. }
+            | Request::Reload
+            | Request::Probe { .. }
+            | Request::IgnoreAdd { .. }
+            | Request::IgnoreRemove { .. }
+            | Request::LogLevel { .. } => true,
+        }
     }
 }
 
@@ -119,6 +171,14 @@ pub enum Response {
     /// The address that the jail waits for.
     Probe(IpAddr),
     Ignored(Vec<IgnoredStatus>),
+    Why(Box<Why>),
+    History(History),
+    Past(Vec<Past>),
+    /// Who watches hears of everything from now on.
+    Watching,
+    News(News),
+    /// So much happened that who watches was too slow to hear of.
+    Missed(u64),
     /// It is done, in words.
     Done(String),
     Failed {
@@ -141,91 +201,11 @@ pub fn failed(why: Failed, message: impl Into<String>) -> Response {
     Response::Failed { why, message: message.into() }
 }
 
-/// A question that waits for its answer.
-pub struct Asked {
-    pub request: Request,
-    pub answer: oneshot::Sender<Response>,
-}
-
-const REQUEST_BYTES_MAX: usize = 64 << 10;
+/// What an answer may take at most.
 const RESPONSE_BYTES_MAX: usize = 1 << 30;
-const CLIENTS_MAX: usize = 32;
-/// So long may a client take to say its question or to take its answer.
-const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Listens at `path`. A socket that a crashed agent left is replaced; a living agent's is not.
-pub fn listen(path: &Path) -> Result<UnixListener, String> {
-    let told =
-        |error: io::Error| format!("cannot listen at {}: {}", path.display(), crate::model::plain(&error));
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).map_err(told)?;
-    }
-    match Client::connect(path) {
-        Ok(_) => return Err(format!("another nftjail runs already: it answers at {}", path.display())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(told)?
-        }
-        Err(_) => {}
-    }
-    let listener = UnixListener::bind(path).map_err(told)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(told)?;
-    Ok(listener)
-}
-
-/// Takes questions from clients and hands them to the daemon, for as long as it listens.
-pub async fn serve(listener: UnixListener, questions: mpsc::Sender<Asked>) {
-    let places = Arc::new(Semaphore::new(CLIENTS_MAX));
-    while let Ok(place) = places.clone().acquire_owned().await {
-        let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors, most likely: others will close theirs.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let questions = questions.clone();
-        tokio::spawn(async move {
-            // A client that hangs up or talks nonsense is its own affair.
-            let _ = converse(stream, questions).await;
-            drop(place);
-        });
-    }
-}
-
-async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Asked>) -> io::Result<()> {
-    let peer = stream.peer_cred()?.uid();
-    let body = timeout(PATIENCE, read_request(&mut stream)).await??;
-    let response = match serde_json::from_slice::<Request>(&body) {
-        Err(error) => failed(Failed::Refused, format!("not a request of this version: {error}")),
-        Ok(request) if request.changes() && !may_change(peer) => {
-            failed(Failed::NotAllowed, "only root may change anything")
-        }
-        Ok(request) => {
-            let (answer, answered) = oneshot::channel();
-            questions.send(Asked { request, answer }).await.map_err(io::Error::other)?;
-            answered.await.map_err(io::Error::other)?
-        }
-    };
-    let bytes = frame(&response)?;
-    timeout(PATIENCE, stream.write_all(&bytes)).await?
-}
-
-async fn read_request(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
-    let mut length = [0; 4];
-    stream.read_exact(&mut length).await?;
-    let length = u32::from_be_bytes(length) as usize;
-    if length > REQUEST_BYTES_MAX {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await?;
-    Ok(body)
-}
-
-/// Root, and the user that the agent itself runs as.
-fn may_change(uid: u32) -> bool {
-    uid == 0 || uid == rustix::process::geteuid().as_raw()
-}
-
-fn frame<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
+/// A message as it is sent: its length, then its JSON.
+pub fn frame<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     let body = serde_json::to_vec(message)?;
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
     Ok([&length.to_be_bytes(), body.as_slice()].concat())
@@ -236,7 +216,7 @@ fn frame<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
 pub enum Unanswered {
     #[error("nftjail does not run: nobody answers at {0} (start it with: nftjail run)")]
     NotRunning(String),
-    #[error("{0} may only be used by root")]
+    #[error("{0} may only be used by root, and by members of the group nftjail")]
     NotAllowed(String),
     #[error("the answer did not come: {0}")]
     Broken(String),
@@ -244,17 +224,43 @@ pub enum Unanswered {
 
 /// Asks the agent that listens at `path`.
 pub fn ask(path: &Path, request: &Request) -> Result<Response, Unanswered> {
-    let name = path.display().to_string();
-    let mut stream = Client::connect(path).map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => Unanswered::NotAllowed(name),
-        _ => Unanswered::NotRunning(name),
-    })?;
-    converse_with(&mut stream, request).map_err(|error| Unanswered::Broken(crate::model::plain(&error)))
+    let mut stream = connect(path)?;
+    converse(&mut stream, request).map_err(|error| Unanswered::Broken(plain(&error)))
 }
 
-fn converse_with<T: DeserializeOwned>(stream: &mut Client, request: &Request) -> io::Result<T> {
+/// Asks to be told what happens. The first answer says whether we are; [`next`] waits for the others.
+pub fn watch(path: &Path, jail: Option<JailName>) -> Result<(UnixStream, Response), Unanswered> {
+    let mut stream = connect(path)?;
+    let broken = |error| Unanswered::Broken(plain(&error));
+    let first = converse(&mut stream, &Request::Watch { jail }).map_err(broken)?;
+    stream.set_read_timeout(None).map_err(broken)?;
+    Ok((stream, first))
+}
+
+/// The next answer to who watches; none where the agent ended.
+pub fn next(stream: &mut UnixStream) -> Result<Option<Response>, Unanswered> {
+    match read(stream) {
+        Ok(response) => Ok(Some(response)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(Unanswered::Broken(plain(&error))),
+    }
+}
+
+fn connect(path: &Path) -> Result<UnixStream, Unanswered> {
+    let name = path.display().to_string();
+    UnixStream::connect(path).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => Unanswered::NotAllowed(name),
+        _ => Unanswered::NotRunning(name),
+    })
+}
+
+fn converse<T: DeserializeOwned>(stream: &mut UnixStream, request: &Request) -> io::Result<T> {
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    stream.write_all(&frame(request)?)?;
+    stream.write_all(&frame(&Question { version: VERSION, request: request.clone() })?)?;
+    read(stream)
+}
+
+fn read<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<T> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
     let length = u32::from_be_bytes(length) as usize;
@@ -270,39 +276,6 @@ fn converse_with<T: DeserializeOwned>(stream: &mut Client, request: &Request) ->
 mod tests {
     use super::*;
 
-    fn told(text: &str) -> Response {
-        Response::Done(text.to_owned())
-    }
-
-    fn run<F: Future>(future: F) -> F::Output {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-    }
-
-    #[test]
-    fn a_question_is_answered_and_garbage_harms_nobody() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("sub/control.sock");
-        run(async {
-            let (questions, mut asked) = mpsc::channel(1);
-            tokio::spawn(serve(listen(&path).unwrap(), questions));
-            tokio::spawn(async move {
-                while let Some(question) = asked.recv().await {
-                    let _ = question.answer.send(told(&format!("{:?}", question.request)));
-                }
-            });
-            let client = path.clone();
-            tokio::task::spawn_blocking(move || {
-                let mut garbage = Client::connect(&client).unwrap();
-                garbage.write_all(&[0xFF; 64]).unwrap();
-                let mut nonsense = Client::connect(&client).unwrap();
-                nonsense.write_all(&[&4_u32.to_be_bytes(), &b"[{]}"[..]].concat()).unwrap();
-                assert_eq!(ask(&client, &Request::Reload).unwrap(), told("Reload"));
-            })
-            .await
-            .unwrap();
-        });
-    }
-
     #[test]
     fn whom_an_unban_means() {
         let covers = |whom: &str, target: &str| whom.parse::<Whom>().unwrap().covers(target.parse().unwrap());
@@ -311,19 +284,5 @@ mod tests {
         assert!(covers("2001:db8::/32", "2001:db8:1::/64") && !covers("2001:db8::/32", "192.0.2.1"));
         assert!(covers("2001:db8::7", "2001:db8::/64"));
         assert!("soon".parse::<Whom>().unwrap_err().contains("not an IP address or network"));
-    }
-
-    #[test]
-    fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control.sock");
-        run(async {
-            let first = listen(&path).unwrap();
-            assert!(listen(&path).unwrap_err().contains("another nftjail runs already"));
-            drop(first);
-            assert!(path.exists(), "a crash leaves the socket");
-            assert!(matches!(ask(&path, &Request::Reload), Err(Unanswered::NotRunning(_))));
-            listen(&path).unwrap();
-        });
     }
 }

@@ -10,14 +10,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::acquire::place::Place;
 use crate::audit::Audit;
 use crate::bell::Bell;
 use crate::config::Config;
-use crate::control::{self, Asked, Failed, Response, failed};
+use crate::control::{Failed, Response, failed};
 use crate::detect::{self, Clock};
 use crate::enforcer::{Done, Enforcer, Restore};
 use crate::engine::{Engine, Listener, Outcome};
@@ -29,9 +29,11 @@ use crate::nft::netlink::Netlink;
 use crate::nft::news::News;
 use crate::repair::Repairs;
 use crate::saving::open_state;
+use crate::server::{self, Asked};
 use crate::sockets::{Cut, Cutter};
 use crate::sources::{DateOf, Sources};
 use crate::state::{State, Step};
+use crate::status::{News as Told, Past};
 use crate::tell;
 use crate::yaml::{self, Fault};
 
@@ -45,6 +47,9 @@ pub struct Places {
     pub stdin: Option<JailName>,
 }
 
+/// Changes how much is written to the agent's own log.
+pub type SetLevel = Box<dyn Fn(tracing::Level) + Send>;
+
 /// Why the agent did not start, or ended.
 #[derive(Debug)]
 pub enum Stopped {
@@ -55,13 +60,13 @@ pub enum Stopped {
 
 /// Runs until it is told to stop (SIGINT, SIGTERM), or to the end of the standard input it reads. Bans stay in the
 /// kernel.
-pub fn run(places: &Places) -> Result<(), Stopped> {
+pub fn run(places: &Places, log_level: SetLevel) -> Result<(), Stopped> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Stopped::Failed(format!("cannot start: {}", plain(&error))))?;
     runtime.block_on(async {
-        let (daemon, wakers, thread) = Daemon::start(places).await?;
+        let (daemon, wakers, thread) = Daemon::start(places, log_level).await?;
         daemon.run(wakers).await;
         // The enforcer ends when the last handle is gone, after the work it was given.
         thread.join().map_err(|_| Stopped::Failed("the enforcer ended in a panic".to_owned()))
@@ -72,6 +77,9 @@ pub fn run(places: &Places) -> Result<(), Stopped> {
 const PENDING_MAX: usize = 50_000;
 /// So many bytes of each log are read before others get their turn.
 const TURN_BYTES: usize = 1 << 20;
+
+/// So much news waits for one who watches slowly.
+const NEWS_MAX: usize = 1_024;
 
 /// The running agent.
 pub struct Daemon {
@@ -90,6 +98,10 @@ pub struct Daemon {
     pub(crate) state: Option<State>,
     /// What the kernel took since the last save.
     pub(crate) taken: Vec<Change>,
+    /// What is to be remembered since the last save.
+    pub(crate) past: Vec<Past>,
+    /// Those who watch hear of everything.
+    pub(crate) news: broadcast::Sender<Arc<Told>>,
     pub(crate) save_at: Option<Instant>,
     /// A step that the state had no time for yet.
     pub(crate) unsaved: Option<Box<Step>>,
@@ -104,6 +116,7 @@ pub struct Daemon {
     /// The kernel lets a table have an owner.
     pub(crate) can_own: bool,
     pub(crate) started: Timestamp,
+    pub(crate) log_level: SetLevel,
     /// When the configuration was read.
     pub(crate) loaded: Timestamp,
 }
@@ -128,8 +141,11 @@ struct Wakers {
     hangup: Signal,
 }
 
+/// The agent, what wakes it, and the enforcer's thread.
+type Started = (Daemon, Wakers, JoinHandle<()>);
+
 impl Daemon {
-    async fn start(places: &Places) -> Result<(Daemon, Wakers, JoinHandle<()>), Stopped> {
+    async fn start(places: &Places, log_level: SetLevel) -> Result<Started, Stopped> {
         let loaded = host::now();
         let (place, services) = (places.config.as_deref(), Services::of_this_host());
         let mut config =
@@ -138,11 +154,11 @@ impl Daemon {
             let name = &broken.terms.name;
             broken.faults.iter().for_each(|why| tracing::error!("{name} does not run, the others do: {why}"));
         }
-        let listener = control::listen(&places.socket).map_err(Stopped::Failed)?;
+        let listener = server::listen(&places.socket).map_err(Stopped::Failed)?;
         let mut kernel = Netlink::open().map_err(refused)?;
         let can_own = kernel.can_own();
         config.heed(can_own);
-        let news = kernel.port().and_then(News::open).map_err(|error| Stopped::Failed(plain(&error)))?;
+        let ruleset = kernel.port().and_then(News::open).map_err(|error| Stopped::Failed(plain(&error)))?;
         let (enforcer, done, thread) = Enforcer::spawn(Box::new(kernel), host::now);
         let own = never::of_this_host(config.ban_local).map_err(|error| Stopped::Failed(plain(&error)))?;
         let mut watch = never::Watch::over(&config.known);
@@ -162,8 +178,9 @@ impl Daemon {
             .map_err(|error| Stopped::Failed(plain(&error)))?;
 
         let (ask, questions) = mpsc::channel(16);
-        tokio::spawn(control::serve(listener, ask));
-        let wakers = Wakers::new(done, questions, news).map_err(|error| Stopped::Failed(plain(&error)))?;
+        let news = broadcast::channel(NEWS_MAX).0;
+        tokio::spawn(server::serve(listener, ask, news.clone()));
+        let wakers = Wakers::new(done, questions, ruleset).map_err(|error| Stopped::Failed(plain(&error)))?;
         let daemon = Daemon {
             places: places.clone(),
             config,
@@ -177,6 +194,8 @@ impl Daemon {
             cutter: Cutter::start(),
             state,
             taken: Vec::new(),
+            past: Vec::new(),
+            news,
             // Where we began, too, must be known to whoever comes after a crash.
             save_at: Some(Instant::now()),
             unsaved: None,
@@ -188,6 +207,7 @@ impl Daemon {
             audit: Audit::default(),
             can_own,
             started: host::now(),
+            log_level,
             loaded,
         };
         tracing::info!("{}", tell::screen::truth(&daemon.status(None)));
@@ -277,7 +297,7 @@ impl Daemon {
 
     /// Tells what happened and asks for what is to change.
     pub(crate) fn follow(&mut self, out: Outcome) -> Option<u64> {
-        out.events.iter().for_each(tell::log);
+        self.announce(&out.events);
         if out.changes.is_empty() {
             return None;
         }

@@ -57,10 +57,10 @@ const EDGES: [&str; 6] = ["cloudflare", "mikrotik", "netscaler", "nsupdate", "ng
 
 const NO_MAIL: &str = "nftjail sends no mail: each ban is one line of its log (`journalctl -u nftjail`), and `nftjail bans --json` \
                        lists all, for whatever mails you";
-const NO_REPORT: &str = "nftjail reports nobody: let a timer run a script over `nftjail bans --json`, which has each address and time";
+const NO_REPORT: &str = "nftjail reports nobody: a script that does so can read `nftjail watch --json`, which prints each ban as it happens";
 const NO_EDGE: &str = "a ban here is in this host's kernel and nowhere else. Behind a proxy the kernel sees only the proxy: \
                        put its networks into trusted_proxies, and block at the proxy itself";
-const NO_PROGRAM: &str = "nftjail runs no program at a ban: let a timer run it over `nftjail bans --json`";
+const NO_PROGRAM: &str = "nftjail runs no program at a ban: have one read `nftjail watch --json`, which prints each ban as it happens";
 
 /// What an action does; `definition` are its own files, where there are any.
 pub fn deed(action: &Named, definition: Option<&Layers>, jail_ports: &[String], chain: &str) -> Deed {

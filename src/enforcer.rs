@@ -19,6 +19,7 @@ enum Job {
     Apply { ticket: u64, changes: Vec<Change> },
     Install { layout: Layout, restore: Restore, reply: oneshot::Sender<Result<Vec<Ban>, Refusal>> },
     Dropped { reply: oneshot::Sender<Result<BTreeMap<JailName, Dropped>, Refusal>> },
+    Look { jail: JailName, target: Target, reply: oneshot::Sender<Result<Option<Standing>, Refusal>> },
     Audit { layout: Layout, sample: Sample, reply: oneshot::Sender<Result<Damage, Refusal>> },
 }
 
@@ -95,6 +96,13 @@ impl Enforcer {
         answer.await.expect("the enforcer answers before it ends")
     }
 
+    /// One ban, as the kernel holds it; none where it does not.
+    pub async fn look(&self, jail: JailName, target: Target) -> Result<Option<Standing>, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Look { jail, target, reply });
+        answer.await.expect("the enforcer answers before it ends")
+    }
+
     /// Compares what the kernel holds with `layout` and the bans of `sample`. No set is read whole.
     pub async fn audit(&self, layout: Layout, sample: Sample) -> Result<Damage, Refusal> {
         let (reply, answer) = oneshot::channel();
@@ -134,6 +142,9 @@ impl Worker {
                 }
                 Job::Dropped { reply } => {
                     let _ = reply.send(self.firewall.dropped());
+                }
+                Job::Look { jail, target, reply } => {
+                    let _ = reply.send(self.firewall.remaining(&jail, target));
                 }
                 Job::Audit { layout, sample, reply } => {
                     let _ = reply.send(self.audit(&layout, &sample));

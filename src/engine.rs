@@ -9,6 +9,7 @@ use jiff::tz::TimeZone;
 
 use crate::detect::skew::Skew;
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
+use crate::evidence::Evidence;
 use crate::jail::allow::{Allow, is_internal};
 use crate::jail::{Jail, Terms, Verdict};
 use crate::model::{Ban, Bantime, Change, Entry, Event, Failure, JailName, Memory, Target, Timestamp};
@@ -43,6 +44,7 @@ pub struct Engine {
     /// A number that nobody outside knows, for what is left to chance and for marks.
     secret: u64,
     probes: Probes,
+    evidence: Evidence,
 }
 
 struct Source {
@@ -78,6 +80,7 @@ impl Engine {
             paused: BTreeSet::new(),
             secret,
             probes: Probes::default(),
+            evidence: Evidence::default(),
         };
         engine.listen(sources);
         engine
@@ -181,7 +184,11 @@ impl Engine {
         now: Timestamp,
     ) -> Result<Vec<Change>, String> {
         let jail = self.jails.iter_mut().find(|jail| jail.terms().name == *name);
-        jail.map_or(Ok(Vec::new()), |jail| jail.handle_ban(targets, bantime, now, &self.never))
+        let changes =
+            jail.map_or(Ok(Vec::new()), |jail| jail.handle_ban(targets, bantime, now, &self.never))?;
+        let Engine { evidence, .. } = self;
+        targets.iter().for_each(|target| evidence.note(name, *target, now, b"(banned by hand)"));
+        Ok(changes)
     }
 
     /// Judges one line of a source. Where the source has a zone of its own, it goes before the clock's.
@@ -198,18 +205,19 @@ impl Engine {
             (Clock::Written { now, .. }, Some(zone)) => Clock::Written { now, zone },
             (clock, _) => clock,
         };
-        self.handle(source, now, out, |detector, found| detector.detect(text, clock, found));
+        self.handle(source, text, now, out, |detector, found| detector.detect(text, clock, found));
     }
 
     /// Judges one journal entry of a source. The journal's own time counts, which nobody can choose.
     pub fn handle_entry(&mut self, source: usize, entry: Entry<'_>, now: Timestamp, out: &mut Outcome) {
         let clock = Clock::Arrived(entry.at.min(now));
-        self.handle(source, now, out, |detector, found| detector.detect_entry(entry, clock, found));
+        self.handle(source, entry.message, now, out, |judge, found| judge.detect_entry(entry, clock, found));
     }
 
     fn handle(
         &mut self,
         source: usize,
+        text: &[u8],
         now: Timestamp,
         out: &mut Outcome,
         detect: impl FnOnce(&mut Detector, &mut dyn FnMut(usize, Detected)),
@@ -225,7 +233,8 @@ impl Engine {
             }
             match detected {
                 Detected::Failure(finding) => {
-                    let counted = self.judge(jail, &self.failure(&finding, now), finding.user, now, out);
+                    let counted =
+                        self.judge(jail, &self.failure(&finding, now), finding.user, text, now, out);
                     let passes_on = self.proxies.covers(finding.addr) || is_internal(finding.addr);
                     let proxied = &mut self.sources[source].proxied;
                     proxied.row = if counted || !passes_on { 0 } else { proxied.row.saturating_add(1) };
@@ -304,7 +313,7 @@ impl Engine {
     pub fn handle_attempt(&mut self, jail: &JailName, addr: IpAddr, now: Timestamp, out: &mut Outcome) {
         let failure = anonymous(addr.to_canonical(), now);
         if let Some(index) = self.jails.iter().position(|held| held.terms().name == *jail) {
-            self.judge(index, &failure, None, now, out);
+            self.judge(index, &failure, None, b"(counted by hand)", now, out);
         }
     }
 
@@ -342,13 +351,19 @@ impl Engine {
         if !new || ban.target.is_network() {
             return;
         }
-        out.changes.extend(self.jails[index].handle_neighbour(ban, &self.never, now));
+        let network = self.jails[index].handle_neighbour(ban, &self.never, now);
+        if let Some(Change::Ban(network)) = network.last() {
+            let text = format!("(too many in it were banned, {} the last)", ban.target);
+            self.evidence.note(&network.jail, network.target, now, text.as_bytes());
+        }
+        out.changes.extend(network);
         if !self.jails[index].terms().hears_bans {
             let failure = anonymous(ban.target.network(), ban.at.min(now));
+            let text = format!("(banned in {} for {})", ban.jail, ban.bantime);
             for listener in 0..self.jails.len() {
                 let terms = self.jails[listener].terms();
                 if terms.hears_bans && !self.is_paused(&terms.name) {
-                    self.judge(listener, &failure, None, now, out);
+                    self.judge(listener, &failure, None, text.as_bytes(), now, out);
                 }
             }
         }
@@ -400,6 +415,11 @@ impl Engine {
         }
     }
 
+    /// The last lines of those who failed.
+    pub fn evidence(&self) -> &Evidence {
+        &self.evidence
+    }
+
     pub fn jails(&self) -> &[Jail] {
         &self.jails
     }
@@ -415,13 +435,14 @@ impl Engine {
         unsaved.into_iter().filter_map(memory).collect()
     }
 
-    /// `user` is who the failure was as, where it is known. False where the address may not be banned, and nothing was
+    /// `user` is who the failure was as, where it is known, and `text` the line that shows it. False where the address may not be banned, and nothing was
     /// counted.
     fn judge(
         &mut self,
         index: usize,
         failure: &Failure,
         user: Option<String>,
+        text: &[u8],
         now: Timestamp,
         out: &mut Outcome,
     ) -> bool {
@@ -434,6 +455,7 @@ impl Engine {
         let verdict = jail.handle_failure(failure, &self.never, elsewhere, chance);
         if verdict != Verdict::Ignored {
             self.unsaved.insert((name.clone(), target));
+            self.evidence.note(&name, target, at, text);
         }
         let (count, ban, series) = match verdict {
             Verdict::Ignored => {

@@ -29,7 +29,7 @@ pub fn run(socket: &Path, words: &[String]) -> Said {
     let ask = |request: Request| ask(socket, &request);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["ping", ..] => ask(Request::Bans { jail: None }).map(|_| "Server replied: pong".to_owned()),
+        ["ping", ..] => ask(Request::IgnoreList).map(|_| "Server replied: pong".to_owned()),
         ["version"] => Ok(env!("CARGO_PKG_VERSION").to_owned()),
         ["status"] => Ok(overview(&status(&ask, None)?)),
         ["status", "--all", flavor @ ..] => every_status(&ask, flavor),

@@ -33,6 +33,7 @@ impl Daemon {
             positions: self.sources.positions(),
             memories: self.engine.take_unsaved(),
             changes: std::mem::take(&mut self.taken),
+            past: std::mem::take(&mut self.past),
             ignored: self.ignored.clone(),
             stale_failures: now.minus(longest_findtime(&self.config)),
             stale_offenders: now.minus(longest_memory(&self.config)),

@@ -10,7 +10,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rusqlite::{Connection, ErrorCode, Row, params};
 
+use crate::history;
 use crate::model::{Ban, Bantime, Change, JailName, Memory, Target, Timestamp};
+use crate::status::Past;
 
 /// The file in the state folder. It is plain SQLite; times are milliseconds since 1970, UTC.
 pub const FILE: &str = "nftjail.sqlite3";
@@ -47,6 +49,8 @@ pub struct Step {
     pub memories: Vec<Memory>,
     /// Changes that the kernel took.
     pub changes: Vec<Change>,
+    /// What is to be remembered of these when they are over.
+    pub past: Vec<Past>,
     /// All who are ignored by hand.
     pub ignored: BTreeSet<IpNet>,
     /// Failures before this count no more.
@@ -128,11 +132,14 @@ fn is_damage(error: &rusqlite::Error) -> bool {
 fn read(path: &Path) -> rusqlite::Result<(Connection, Saved)> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_secs(1))?;
+    // Of a new file only; an old one keeps what it has.
+    connection.pragma_update(None, "auto_vacuum", "full")?;
     connection.pragma_update(None, "journal_mode", "wal")?;
     // In WAL mode this survives a crash of the agent whole, and of the machine but for the last moments.
     connection.pragma_update(None, "synchronous", "normal")?;
     connection.pragma_update(None, "cache_size", -256)?;
     connection.execute_batch(SCHEMA)?;
+    connection.execute_batch(history::SCHEMA)?;
 
     let positions =
         rows(&connection, "SELECT source, place FROM position", |row| Ok(Some((row.get(0)?, row.get(1)?))))?;
@@ -247,6 +254,7 @@ fn write(connection: &mut Connection, step: &Step) -> rusqlite::Result<()> {
                 Change::Release { .. } => drop.execute(params![jail, target])?,
             };
         }
+        history::write(&transaction, &step.past, step.now)?;
         transaction.execute("DELETE FROM ignored", [])?;
         let mut put = transaction.prepare_cached("INSERT INTO ignored VALUES (?1)")?;
         for net in &step.ignored {
@@ -301,6 +309,7 @@ mod tests {
                 Change::Ban(ban("192.0.2.4", Bantime::Forever)),
                 Change::Release { jail: jail.clone(), target: "192.0.2.4".parse().unwrap() },
             ],
+            past: Vec::new(),
             ignored: ["192.0.2.0/24", "2001:db8::/32"].map(|net| net.parse().unwrap()).into(),
             stale_failures: Timestamp::from_millis(0),
             stale_offenders: Timestamp::from_millis(0),

@@ -4,7 +4,7 @@
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Block, Dropped, Hook, JailName, Target, Timestamp};
+use crate::model::{Bantime, Block, Dropped, Hook, JailName, Target, Timestamp};
 
 /// Everything that can be asked of a running agent at a glance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,4 +189,177 @@ pub struct Nearly {
     /// The most failures that counted at once.
     pub failures: u32,
     pub maxretry: u32,
+}
+
+/// Something that happened, as programs are told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct News {
+    /// 1; another number means that fields changed their meaning.
+    pub schema: u32,
+    pub at: Timestamp,
+    pub event: Happened,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jail: Option<JailName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// How long a ban lasts, from when it was decided on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bantime: Option<Bantime>,
+    /// When a ban ends; none where it never does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ends: Option<Timestamp>,
+    /// The last lines that led to a ban, as they were written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lines: Vec<String>,
+    /// All of it in a sentence, with nothing in it that moves a cursor.
+    pub text: String,
+}
+
+/// What kind of thing happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Happened {
+    /// A failure was counted.
+    Failed,
+    /// A stranger is to be banned at once: his is one of many addresses that tried the same user.
+    Series,
+    /// Somebody who is never banned failed.
+    Ignored,
+    /// A ban was due that would be over by now.
+    Overdue,
+    Banned,
+    Extended,
+    /// A ban that somebody took out of the kernel is back.
+    PutBack,
+    /// Our table, which somebody damaged, is whole again.
+    Repaired,
+    /// Somebody banned a host in the kernel beside us.
+    Adopted,
+    /// A ban of an earlier run is believed again.
+    Restored,
+    /// A ban was lifted by hand.
+    Unbanned,
+    /// A ban ran out.
+    Ended,
+    /// The kernel refused a ban.
+    Refused,
+}
+
+impl Happened {
+    /// All kinds, by the names that configuration and JSON use.
+    pub const ALL: [(Happened, &'static str); 13] = [
+        (Happened::Failed, "failed"),
+        (Happened::Series, "series"),
+        (Happened::Ignored, "ignored"),
+        (Happened::Overdue, "overdue"),
+        (Happened::Banned, "banned"),
+        (Happened::Extended, "extended"),
+        (Happened::PutBack, "put_back"),
+        (Happened::Repaired, "repaired"),
+        (Happened::Adopted, "adopted"),
+        (Happened::Restored, "restored"),
+        (Happened::Unbanned, "unbanned"),
+        (Happened::Ended, "ended"),
+        (Happened::Refused, "refused"),
+    ];
+
+    pub fn name(self) -> &'static str {
+        Happened::ALL.into_iter().find(|(kind, _)| *kind == self).map_or("", |(_, name)| name)
+    }
+}
+
+/// Why somebody is banned, or is not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why {
+    /// 1; another number means that fields changed their meaning.
+    pub schema: u32,
+    pub target: Target,
+    pub now: Timestamp,
+    /// Jails that ban it, or count something against it.
+    pub jails: Vec<WhyJail>,
+    /// Who says that it is never banned.
+    pub never: Vec<IgnoredStatus>,
+    /// Earlier bans and what became of them, the last first.
+    pub past: Vec<Past>,
+}
+
+/// What one jail holds against somebody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyJail {
+    pub jail: JailName,
+    pub rule: String,
+    pub ports: String,
+    pub ban: Option<BanStatus>,
+    /// The wider network whose ban keeps it out, too.
+    pub network: Option<Target>,
+    pub kernel: Kernel,
+    /// How many of its bans are remembered, this one among them.
+    pub bans: u32,
+    /// Failures that count now, and how many ban.
+    pub failures: u32,
+    pub maxretry: u32,
+    /// It logged in not long ago, which makes a jail patient.
+    pub friend: bool,
+    /// The last lines against it up to the ban, oldest first.
+    pub lines: Vec<Evidence>,
+    /// The last lines since.
+    pub since: Vec<Evidence>,
+}
+
+/// What the kernel answers when it is asked for one ban.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kernel {
+    /// It was not asked: there is no ban.
+    NotAsked,
+    Holds {
+        /// By its own clock; none: forever.
+        ends: Option<Timestamp>,
+    },
+    /// It does not hold the ban that is believed. The next audit, or the end of the ban, will set it right.
+    Misses,
+    /// It could not be asked, and why.
+    Silent(String),
+}
+
+/// A line of a log, as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    pub at: Timestamp,
+    pub text: String,
+}
+
+/// A ban, or the end of one by hand, as the state remembers it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    pub at: Timestamp,
+    pub event: Happened,
+    pub jail: JailName,
+    pub target: Target,
+    /// None: the ban never ends, or it was lifted.
+    pub ends: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lines: Vec<String>,
+}
+
+/// Bans over a time, counted in every way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// 1; another number means that fields changed their meaning.
+    pub schema: u32,
+    pub since: Timestamp,
+    pub bans: u64,
+    /// Bans of each day in UTC, the last day first.
+    pub days: Vec<Count>,
+    /// The most banned, most first.
+    pub jails: Vec<Count>,
+    pub targets: Vec<Count>,
+    /// Of an IPv4 /24 or an IPv6 /48.
+    pub networks: Vec<Count>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    pub of: String,
+    pub bans: u64,
 }

@@ -1,180 +1,249 @@
-//! The verbs for whoever comes from fail2ban: their arguments, and who does them.
+//! The command line as it is written: verbs, arguments, and the help that explains them.
 
-use std::io::{self, Write};
-use std::ops::Deref;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use std::time::Duration;
+use std::net::IpAddr;
+use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
-use jiff::tz::TimeZone;
+use clap::{Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
-use crate::cli::{Trouble, print, print_json};
-use crate::compare;
-use crate::config::{self, Config};
-use crate::detect::{Library, Rule};
-use crate::habits::{self, Wrong};
-use crate::host::{self, Services};
-use crate::import;
-use crate::model::plain;
+use crate::control::{self, Whom};
+use crate::detect::NORMAL;
+use crate::model::{Bantime, JailName, Span, Target};
+use crate::moving;
 use crate::never;
-use crate::takeover;
-use crate::yaml;
+
+#[derive(Parser)]
+#[command(name = "nftjail", version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Configuration: a file, or a folder with nftjail.yaml and nftjail.d/*.yaml
+    #[arg(long, global = true, value_name = "FILE_OR_DIR")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where the agent listens
+    #[arg(long, global = true, value_name = "PATH", default_value = control::SOCKET)]
+    pub(crate) socket: PathBuf,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
 
 #[derive(Subcommand)]
-pub enum Verb {
-    /// Take over what fail2ban has: its configuration, and the bans that stand
-    ///
-    /// With --output, writes nftjail.yaml, nftjail.d/, rules/ and report.txt into a new folder, and prints the report:
-    /// what was translated, what with a change, and what was not. With --database, puts the bans into the kernel, which
-    /// holds them from then on, with or without an agent.
-    Import {
-        /// Where fail2ban's configuration is
-        #[arg(default_value = import::FAIL2BAN_DIR)]
-        from: PathBuf,
-        /// The folder to write, which must not be there yet, or be empty
-        #[arg(long, value_name = "DIR", required_unless_present = "database")]
-        output: Option<PathBuf>,
-        /// fail2ban's database: mostly /var/lib/fail2ban/fail2ban.sqlite3
-        #[arg(long, value_name = "FILE")]
-        database: Option<PathBuf>,
-        /// Where the agent keeps its state
+pub(crate) enum Verb {
+    /// Watch the logs and ban, until told to stop
+    Run {
+        /// Where positions, failures and bans are kept over a restart
         #[arg(long, value_name = "DIR", default_value = "/var/lib/nftjail")]
         state: PathBuf,
+        /// How much to say: error, warn, info or debug
+        #[arg(long, value_name = "LEVEL", default_value = "info")]
+        log: tracing::Level,
+        /// Let one jail read standard input in place of its logs, and stop cleanly when that ends
+        #[arg(long, requires = "jail")]
+        stdin: bool,
+        /// The jail that reads standard input; a rule's name will do where nothing is configured
+        #[arg(long, value_name = "JAIL", requires = "stdin")]
+        jail: Option<JailName>,
+        /// Let the clock run so many seconds off, as if it were then
+        #[arg(long, hide = true, value_name = "SECONDS", default_value_t = 0, allow_negative_numbers = true)]
+        clock_offset: i64,
     },
-    /// Who was banned by fail2ban and who would be by nftjail, with the lines that explain each difference
-    ///
-    /// Judges the logs that the configured jails read, with their older parts, as the agent would have.
-    Compare {
-        /// fail2ban's own log; its older parts are read too
-        #[arg(long, value_name = "FILE", default_value = compare::LOG)]
-        fail2ban_log: PathBuf,
-        /// So many days back
-        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=366))]
-        days: u32,
+    /// Read configuration and rules as the agent would, run every sample, say what is wrong
+    Check,
+    /// How the jails stand
+    Status {
+        jail: Option<JailName>,
         #[arg(long)]
         json: bool,
-        /// Logs for every jail instead of those that each reads, the oldest first
-        logs: Vec<PathBuf>,
     },
-    /// Understand the words of fail2ban-client, and print what it prints
+    /// Who is banned
+    Bans {
+        jail: Option<JailName>,
+        /// Of this network only
+        #[arg(long = "in", value_name = "ADDR_OR_NET", value_parser = never::net)]
+        within: Option<IpNet>,
+        #[arg(long, value_enum, default_value_t = Order::Ends)]
+        sort: Order,
+        /// So many at most, the first ones
+        #[arg(long, value_name = "COUNT")]
+        limit: Option<usize>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Why somebody is banned, or is not: the jail, the very lines, how long, what it tried since
+    Why {
+        #[arg(value_name = "ADDR_OR_NET")]
+        target: Target,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bans of the past, counted by day, jail, address and network
+    History {
+        /// Of this address or network only
+        #[arg(value_name = "ADDR_OR_NET", value_parser = never::net)]
+        within: Option<IpNet>,
+        /// How far back: 12h, 30d, 8w
+        #[arg(long, value_name = "TIME", default_value = "30d")]
+        since: Span,
+        #[arg(long)]
+        jail: Option<JailName>,
+        #[arg(long, conflicts_with = "csv")]
+        json: bool,
+        /// Every ban, and every unban by hand, one in each line
+        #[arg(long)]
+        csv: bool,
+    },
+    /// Show what happens, as it happens
+    Watch {
+        jail: Option<JailName>,
+        /// One JSON object in each line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let the running agent say more or less in its own log
+    LogLevel {
+        /// error, warn, info or debug
+        level: String,
+    },
+    /// Ban addresses or networks by hand
+    Ban {
+        jail: JailName,
+        #[arg(value_name = "ADDR_OR_NET", required_unless_present = "stdin")]
+        targets: Vec<Target>,
+        /// For how long: 10m, 1h30m, 1w, forever; the jail's own bantime where left out
+        #[arg(long = "for", value_name = "BANTIME")]
+        bantime: Option<Bantime>,
+        /// Read addresses from standard input, one in each line
+        #[arg(long)]
+        stdin: bool,
+        /// Even if this very session comes from there, or a network is wider than /16 (IPv6: /32)
+        #[arg(long)]
+        force: bool,
+    },
+    /// Lift bans: of an address, of a network, or all
+    Unban {
+        #[arg(value_name = "ADDR_OR_NET", required_unless_present = "all", conflicts_with = "all")]
+        whom: Option<Whom>,
+        /// Everybody's
+        #[arg(long)]
+        all: bool,
+        /// In this jail only
+        #[arg(long)]
+        jail: Option<JailName>,
+    },
+    /// Whom nobody bans, whatever the configuration says: kept over restarts
+    Ignore {
+        #[command(subcommand)]
+        what: Ignore,
+    },
+    /// Count one failure of an address, as if a log had shown it
+    Attempt {
+        jail: JailName,
+        #[arg(value_name = "ADDR")]
+        addr: IpAddr,
+    },
+    /// Let a jail count nothing for now; its bans stay
+    Pause { jail: JailName },
+    /// Let a paused jail listen again
+    Resume { jail: JailName },
+    /// Read the configuration again; bans and counts stay
+    Reload,
+    /// Show which lines of a log a rule counts, exactly as the agent would
+    Match {
+        #[arg(long, required_unless_present = "regex", conflicts_with = "regex")]
+        rule: Option<String>,
+        #[arg(long, default_value = NORMAL)]
+        mode: String,
+        /// A folder of rules that come before the shipped ones
+        #[arg(long, value_name = "DIR")]
+        rules: Option<PathBuf>,
+        /// One JSON object for each line
+        #[arg(long)]
+        json: bool,
+        /// Show the lines that no pattern fits instead
+        #[arg(long, alias = "print-all-missed")]
+        missed: bool,
+        /// Show how far the nearest pattern came with each of those
+        #[arg(long)]
+        explain: bool,
+        /// A log, plain, gzip or zstd; or - for standard input; where REGEX is given, also a line
+        #[arg(default_value = "-")]
+        file: PathBuf,
+        #[command(flatten)]
+        given: moving::Given,
+    },
+    /// Judge old logs as the agent would have: who is banned, when, for how long, and who nearly
+    Replay {
+        /// With this jail only
+        #[arg(long)]
+        jail: Option<JailName>,
+        #[arg(long)]
+        json: bool,
+        /// Logs, plain, gzip or zstd, the oldest first
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Look at agent, kernel and host: what is well, what is worth knowing, what needs you
     ///
-    /// status [JAIL], banned, set JAIL banip|unbanip|addignoreip|delignoreip|attempt|idle, get JAIL banip|banned|bantime|…,
-    /// unban, reload, ping, version. Exit code 255 where something is wrong, as there.
-    F2b {
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-        words: Vec<String>,
+    /// Changes nothing, and works without the agent, too. Exit code 1 where something is BAD.
+    Doctor {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prove every jail: a line in its log, a ban in the kernel, a rule that drops, an end by itself
+    ///
+    /// Writes one line about an address that nobody has (192.0.2.213) into each log that the configuration names,
+    /// made from the rule's own sample and dated now. The agent bans the address for two seconds; nothing of it is
+    /// counted, told or kept. Prints one line, for timers and monitoring: exit code 0 where all works that can be
+    /// probed, 1 where something fails, 3 where the agent does not run.
+    Selftest {
+        /// Show the lines, and write nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Send a packet from the banned address, too: through an interface nftjailtest that exists for a moment
+        #[arg(long)]
+        packets: bool,
+    },
+    /// See it work in a throwaway network namespace: real log, real bans, real packets
+    Try {
+        /// Your own log instead of the bundled one
+        log: Option<PathBuf>,
+        /// The rule that reads it
+        #[arg(long, default_value = "sshd")]
+        rule: String,
+    },
+    #[command(flatten)]
+    Moving(moving::Verb),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Ignore {
+    /// Never ban an address or a network from now on, and lift its bans
+    Add {
+        #[arg(value_name = "ADDR_OR_NET", value_parser = never::net)]
+        net: IpNet,
+        /// Even if it is wider than an IPv4 /8 or an IPv6 /16
+        #[arg(long)]
+        force: bool,
+    },
+    /// Ban it again like all others
+    Remove {
+        #[arg(value_name = "ADDR_OR_NET", value_parser = never::net)]
+        net: IpNet,
+    },
+    /// Everybody who is never banned, and who says so
+    List {
+        #[arg(long)]
+        json: bool,
     },
 }
 
-/// What fail2ban-regex takes beside a log.
-#[derive(Args)]
-pub struct Given {
-    /// A rule, a filter of fail2ban by its name or file, or a pattern in its words
-    regex: Option<String>,
-    /// A pattern of lines that do not count
-    ignoreregex: Option<String>,
-    #[arg(short, long, hide = true, action = clap::ArgAction::Count)]
-    verbose: u8,
-    #[arg(long, hide = true)]
-    print_all_matched: bool,
-}
-
-impl Given {
-    /// The rule that is meant, or else the one that `--rule` names.
-    pub fn rule(&self, named: Option<&str>, mode: &str, library: &Library) -> Result<Rule, Trouble> {
-        let bad = |bad: crate::detect::BadRule| Trouble::BadConfiguration(bad.to_string());
-        match (named, &self.regex) {
-            (Some(name), _) => library.compile(name, Some(mode)).map_err(bad),
-            (None, Some(regex)) => {
-                let filters = Path::new(import::FAIL2BAN_DIR);
-                import::rule_of(regex, self.ignoreregex.as_deref(), mode, filters, library)
-                    .map_err(Trouble::Failed)
-            }
-            (None, None) => Err(Trouble::Failed("name a rule: --rule NAME".to_owned())),
-        }
-    }
-
-    /// The log as it is named; where a pattern is given and no such file is there, the name is a line of one.
-    pub fn log(&self, name: &Path) -> io::Result<Log> {
-        if self.regex.is_none() || name == Path::new("-") || name.exists() {
-            return Ok(Log::File(name.to_owned()));
-        }
-        let mut file = tempfile::NamedTempFile::new()?;
-        file.write_all(name.as_os_str().as_encoded_bytes())?;
-        Ok(Log::Line(file))
-    }
-}
-
-/// A log that is read, or a line as one.
-pub enum Log {
-    File(PathBuf),
-    Line(tempfile::NamedTempFile),
-}
-
-impl Deref for Log {
-    type Target = Path;
-
-    fn deref(&self) -> &Path {
-        match self {
-            Log::File(path) => path,
-            Log::Line(file) => file.path(),
-        }
-    }
-}
-
-/// Does what a verb asks for.
-pub fn run(verb: Verb, config: Option<&Path>, socket: &Path) -> Result<ExitCode, Trouble> {
-    match verb {
-        Verb::Import { from, output, database, state } => {
-            if let Some(output) = &output {
-                print(&import::run(&from, output).map_err(Trouble::BadConfiguration)?)?;
-            }
-            let Some(database) = database else { return Ok(ExitCode::SUCCESS) };
-            let config = output.as_deref().or(config);
-            let told = takeover::run(&database, config, &state, socket).map_err(|stopped| match stopped {
-                takeover::Stopped::BadConfiguration(why) => Trouble::BadConfiguration(why),
-                takeover::Stopped::NotAllowed(why) => Trouble::NotAllowed(why),
-                takeover::Stopped::Failed(why) => Trouble::Failed(why),
-            })?;
-            print(&told)
-        }
-        Verb::Compare { fail2ban_log, days, json, logs } => {
-            compared(config, &fail2ban_log, days, json, &logs)
-        }
-        Verb::F2b { words } => match habits::run(socket, &words) {
-            Ok(text) => print(&(text + "\n")),
-            Err(Wrong::Silent(why)) => {
-                eprintln!("nftjail: {why}");
-                Ok(ExitCode::from(255))
-            }
-            Err(Wrong::Refused(why)) => {
-                eprintln!("nftjail: {why}");
-                print(&(why + "\n")).map(|_| ExitCode::from(255))
-            }
-        },
-    }
-}
-
-fn compared(
-    place: Option<&Path>,
-    theirs: &Path,
-    days: u32,
-    json: bool,
-    logs: &[PathBuf],
-) -> Result<ExitCode, Trouble> {
-    let config = Config::load(place, &Services::of_this_host())
-        .map_err(|faults| Trouble::BadConfiguration(yaml::told(&faults)))?;
-    let own = never::of_this_host(config.ban_local).map_err(|error| Trouble::Failed(plain(&error)))?;
-    let now = host::now();
-    let since = now.minus(Duration::from_secs(u64::from(days) * 86_400));
-    let compared = compare::run(&config, &own, theirs, logs, (since, now), &TimeZone::system());
-    let compared = compared.map_err(Trouble::Failed)?;
-    if json { print_json(&compared) } else { print(&compare::text(&compared)) }
-}
-
-/// The rules that a verb without an agent knows.
-pub fn library(rules: Option<PathBuf>, config: Option<&Path>) -> Result<Library, Trouble> {
-    let rules = rules.unwrap_or_else(|| config::rules_dir(config));
-    config::library(&rules).map_err(|fault| Trouble::BadConfiguration(fault.to_string()))
+/// How a list of bans is sorted.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Order {
+    /// The soonest to end first
+    Ends,
+    /// The newest first
+    Since,
+    /// By address
+    Addr,
+    /// By jail, then by address
+    Jail,
 }

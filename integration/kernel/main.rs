@@ -1,5 +1,6 @@
 //! What the kernel makes of us: real netlink in network namespaces that each test makes, with `nft -j` as the judge.
 
+mod asking;
 mod dates;
 mod doctor;
 mod documents;

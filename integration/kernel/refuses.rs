@@ -239,5 +239,9 @@ fn others_may_look_through_the_socket_only_if_they_can_open_it() {
     assert_eq!(as_nobody(&["status"]).status.code(), Some(0));
     let refused = as_nobody(&["ban", "sshd", "203.0.113.1"]);
     assert_eq!(refused.status.code(), Some(4));
-    assert!(told(&refused).contains("only root may change anything"), "{}", told(&refused));
+    assert!(
+        told(&refused).contains("only root and members of the group nftjail-admin may change anything"),
+        "{}",
+        told(&refused)
+    );
 }

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::thread;
 
-use nftjail::control::{self, Request, Response};
+use nftjail::control::{Request, Response};
 use nftjail::nft::Firewall;
 use nftjail::selftest::{self, Wishes};
+use nftjail::server;
 use nftjail::state::State;
 
 use super::netns::{in_namespace, installed, run};
@@ -157,8 +158,12 @@ fn tested(place: &Path, socket: &Path, log: &Path) -> (bool, String) {
         let (ready, is_ready) = std::sync::mpsc::channel();
         let agent = scope.spawn(move || {
             runtime.block_on(async {
-                let (ask, mut asked) = tokio::sync::mpsc::channel::<control::Asked>(4);
-                tokio::spawn(control::serve(control::listen(socket).unwrap(), ask));
+                let (ask, mut asked) = tokio::sync::mpsc::channel::<server::Asked>(4);
+                tokio::spawn(server::serve(
+                    server::listen(socket).unwrap(),
+                    ask,
+                    tokio::sync::broadcast::channel(1).0,
+                ));
                 tokio::spawn(async move {
                     while let Some(question) = asked.recv().await {
                         let answer = match question.request {

@@ -201,7 +201,8 @@ impl Jail {
         true
     }
 
-    fn is_friend(&self, target: Target, at: Timestamp) -> bool {
+    /// Whether it logged in not long ago.
+    pub fn is_friend(&self, target: Target, at: Timestamp) -> bool {
         self.terms.friend_for.is_some_and(|time| self.friends.knows(target, at, time))
     }
 

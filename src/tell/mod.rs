@@ -1,7 +1,10 @@
-//! Who hears what happened: for now the log of the agent itself.
+//! Event → message: what people and programs are told.
 
+pub mod escape;
 pub mod findings;
 pub mod message;
+pub mod news;
+pub mod past;
 pub mod screen;
 
 use crate::model::Event;

@@ -131,12 +131,10 @@ pub fn truth(status: &Status) -> String {
     text
 }
 
-/// Bans, the soonest to end first.
+/// Bans, in the order they are given.
 pub fn bans(bans: &[BanStatus], now: Timestamp) -> String {
-    let mut bans: Vec<&BanStatus> = bans.iter().collect();
-    bans.sort_by_key(|ban| (ban.ends.is_none(), ban.ends, ban.target));
     let mut rows = vec![row(&["JAIL", "BANNED", "SINCE", "ENDS IN"])];
-    rows.extend(bans.into_iter().map(|ban| {
+    rows.extend(bans.iter().map(|ban| {
         let left = ban.ends.map_or_else(|| "never".to_owned(), |ends| Span(ends.since(now)).to_string());
         vec![ban.jail.to_string(), ban.target.to_string(), ban.at.to_string(), left]
     }));
@@ -174,12 +172,12 @@ pub fn replayed(replayed: &Replayed) -> String {
     text + &format!("\n{lines} lines, {failures} failures, {} bans\n", bans.len())
 }
 
-fn row(words: &[&str]) -> Vec<String> {
+pub(super) fn row(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 /// Rows of cells as wide as their widest, two spaces apart, nothing behind the last.
-fn columns(rows: &[Vec<String>]) -> String {
+pub(super) fn columns(rows: &[Vec<String>]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len)).map(width).collect();
     let mut text = String::new();
@@ -349,7 +347,7 @@ vsftpd  off  no log, no unit, nothing listens on 21/tcp
     }
 
     #[test]
-    fn bans_are_listed_by_their_end() {
+    fn bans_are_listed_as_they_are_given() {
         let ban = |target: &str, ends: Option<i64>| BanStatus {
             jail: "sshd".parse().unwrap(),
             target: target.parse().unwrap(),
@@ -359,8 +357,8 @@ vsftpd  off  no log, no unit, nothing listens on 21/tcp
         let list = [ban("192.0.2.1", None), ban("2001:db8::/64", Some(90_000))];
         let wanted = "\
 JAIL  BANNED         SINCE                     ENDS IN
-sshd  2001:db8::/64  1970-01-01T00:00:00.000Z  1m30s
 sshd  192.0.2.1      1970-01-01T00:00:00.000Z  never
+sshd  2001:db8::/64  1970-01-01T00:00:00.000Z  1m30s
 ";
         assert_eq!(bans(&list, Timestamp::from_millis(0)), wanted);
     }

@@ -106,8 +106,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "moving",
         &[
-            "cli", "compare", "config", "detect", "habits", "host", "import", "model", "never", "takeover",
-            "yaml",
+            "cli", "compare", "config", "detect", "habits", "host", "import", "matching", "model", "never",
+            "takeover", "yaml",
         ],
     ),
     ("verbs", &["control", "detect", "model", "moving", "never"]),

@@ -174,8 +174,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
         Verb::Match { rule, mode, rules, json, missed, explain, file, given } => {
             let rules = rules.unwrap_or_else(|| config::rules_dir(config.as_deref()));
             let rule = given.rule(&rules, rule.as_deref(), &mode)?;
-            matching::run(rule, &given.log(&file)?, matching::Wishes { json, missed, explain })?;
-            Ok(ExitCode::SUCCESS)
+            given.matched(rule, &file, matching::Wishes { json, missed, explain })
         }
         Verb::Replay { jail, json, files } => replayed(config.as_deref(), jail.as_ref(), &files, json),
         Verb::Doctor { json } => {

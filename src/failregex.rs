@@ -83,6 +83,9 @@ fn changes(filter: &Filter, shape: &Shape) -> Vec<String> {
             "the address is the one that the {format} header of a line names, wherever <HOST> stood"
         ));
     }
+    if *shape == Shape::Clf {
+        changes.push("the first quote of a pattern is the one that begins the request".to_owned());
+    }
     if *shape == Shape::Date {
         changes.push("lines must begin with a date, in brackets or not".to_owned());
     }

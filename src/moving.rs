@@ -1,7 +1,6 @@
 //! The verbs for whoever comes from fail2ban: their arguments, and who does them.
 
-use std::io::{self, Write};
-use std::ops::Deref;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use crate::detect::Rule;
 use crate::habits::{self, Wrong};
 use crate::host::{self, Services};
 use crate::import;
+use crate::matching;
 use crate::model::plain;
 use crate::never;
 use crate::takeover;
@@ -96,31 +96,16 @@ impl Given {
         }
     }
 
-    /// The log as it is named; where a pattern is given and no such file is there, the name is a line of one.
-    pub fn log(&self, name: &Path) -> io::Result<Log> {
-        if self.regex.is_none() || name == Path::new("-") || name.exists() {
-            return Ok(Log::File(name.to_owned()));
+    /// Runs a rule over a log; where a pattern is given and no such file is there, the name is a line of one.
+    pub fn matched(&self, rule: Rule, log: &Path, wishes: matching::Wishes) -> Result<ExitCode, Trouble> {
+        if self.regex.is_none() || log == Path::new("-") || log.exists() {
+            matching::run(rule, log, wishes)?;
+        } else {
+            let mut file = tempfile::NamedTempFile::new()?;
+            file.write_all(log.as_os_str().as_encoded_bytes())?;
+            matching::run(rule, file.path(), wishes)?;
         }
-        let mut file = tempfile::NamedTempFile::new()?;
-        file.write_all(name.as_os_str().as_encoded_bytes())?;
-        Ok(Log::Line(file))
-    }
-}
-
-/// A log that is read, or a line as one.
-pub enum Log {
-    File(PathBuf),
-    Line(tempfile::NamedTempFile),
-}
-
-impl Deref for Log {
-    type Target = Path;
-
-    fn deref(&self) -> &Path {
-        match self {
-            Log::File(path) => path,
-            Log::Line(file) => file.path(),
-        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::control::{self, Failed, Period, Request, Response, Unanswered, Whom};
 use crate::daemon;
 use crate::doctor;
 use crate::host::{self, Services};
-use crate::matching;
+use crate::matching::Wishes as Seen;
 use crate::model::{Bantime, JailName, Target, plain};
 use crate::moving;
 use crate::nft::Refusal;
@@ -27,6 +27,7 @@ use crate::replay;
 use crate::selftest::{self, Untested, Wishes};
 use crate::status::BanStatus;
 use crate::tell::{escape, findings, past, screen};
+use crate::teller::{self, Untold};
 use crate::trial;
 use crate::verbs::{Cli, Ignore, Order, Verb};
 use crate::yaml::{self, Fault};
@@ -173,8 +174,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
         Verb::Reload => told(&socket, &Request::Reload),
         Verb::Match { rule, mode, rules, json, missed, explain, file, given } => {
             let rules = rules.unwrap_or_else(|| config::rules_dir(config.as_deref()));
-            let rule = given.rule(&rules, rule.as_deref(), &mode)?;
-            given.matched(rule, &file, matching::Wishes { json, missed, explain })
+            given.matched((&rules, rule.as_deref(), &mode), &file, Seen { json, missed, explain })
         }
         Verb::Replay { jail, json, files } => replayed(config.as_deref(), jail.as_ref(), &files, json),
         Verb::Doctor { json } => {
@@ -186,6 +186,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
             let tested = selftest::run(config.as_deref(), &socket, Wishes { dry_run, packets })?;
             print(&tested.text).map(|_| yes_or_no(tested.works))
         }
+        Verb::Tell { state } => tell(config.as_deref(), &socket, &state),
         Verb::Try { log, rule } => {
             trial::run(log.as_deref(), &rule).map_err(Trouble::Failed)?;
             Ok(ExitCode::SUCCESS)
@@ -204,13 +205,28 @@ fn history(socket: &Path, period: Period, json: bool, csv: bool) -> Result<ExitC
     }
 }
 
-fn run_agent(places: &daemon::Places, log: tracing::Level) -> Result<ExitCode, Trouble> {
+fn log_to_stderr(log: tracing::Level) -> reload::Handle<LevelFilter, tracing_subscriber::Registry> {
     let (level, handle) = reload::Layer::new(LevelFilter::from_level(log));
     let lines = tracing_subscriber::fmt::layer()
         .with_target(false)
         .with_writer(io::stderr)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
     tracing_subscriber::registry().with(level).with(lines).init();
+    handle
+}
+
+fn tell(config: Option<&Path>, socket: &Path, state: &Path) -> Result<ExitCode, Trouble> {
+    let _ = log_to_stderr(tracing::Level::INFO);
+    teller::run(config, socket, state).map_err(|untold| match untold {
+        Untold::BadConfiguration(faults) => bad_configuration(faults),
+        Untold::NotReachable(message) => Trouble::NotReachable(message),
+        Untold::Failed(message) => Trouble::Failed(message),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_agent(places: &daemon::Places, log: tracing::Level) -> Result<ExitCode, Trouble> {
+    let handle = log_to_stderr(log);
     // It fails only where nothing is logged any more.
     let set_level = Box::new(move |level| drop(handle.reload(LevelFilter::from_level(level))));
     daemon::run(places, set_level).map_err(|stopped| match stopped {

@@ -14,6 +14,7 @@ use crate::jail::Terms;
 use crate::jail::allow::Allow;
 use crate::model::{Cell, JailName, Layout};
 use crate::never::{Entry, Known};
+use crate::notices::Notices;
 use crate::resolve::{Broken, JailConfig, Resolved, give_stdin, resolve};
 use crate::sheet::{Sheet, unreadable};
 use crate::status::AutoStatus;
@@ -40,6 +41,8 @@ pub struct Config {
     pub owner: bool,
     /// What the files and names in every `ignoreip` stand for now.
     pub known: Known,
+    /// Who is told what.
+    pub notices: Notices,
     /// What was asked for and cannot be had, in words.
     pub troubles: Vec<String>,
     /// The files it was read from; empty where there are none, and the built-in sshd jail serves.
@@ -108,6 +111,7 @@ impl Config {
         let trusted_proxies = List::new(sheet.defaults.trusted_proxies.clone(), sheet.trusted_at.take());
         let is_set = |key: &Option<Spanned<bool>>| key.as_ref().is_some_and(|key| key.value);
         let (ban_local, owner) = (is_set(&sheet.defaults.ban_local), is_set(&sheet.defaults.owner));
+        let notices = std::mem::take(&mut sheet.notices);
         let Resolved { mut jails, broken, auto } = resolve(sheet, &library, services);
         if jails.is_empty() && !broken.is_empty() {
             return Err(broken.into_iter().flat_map(|broken| broken.faults).collect());
@@ -115,8 +119,8 @@ impl Config {
         let own = jails.iter().flat_map(|jail| &jail.ignoreip);
         let known = Known::new(own.chain(&ignoreip.entries).chain(&trusted_proxies.entries));
         jails.iter_mut().for_each(|jail| jail.terms.ignoreip = Allow::new(&known.nets(&jail.ignoreip)));
-        let troubles = Vec::new();
         Ok(Config {
+            notices,
             jails,
             broken,
             auto,
@@ -125,7 +129,7 @@ impl Config {
             ban_local,
             owner,
             known,
-            troubles,
+            troubles: Vec::new(),
             files,
         })
     }
@@ -205,7 +209,8 @@ pub fn rules_dir(place: Option<&Path>) -> PathBuf {
     dir.join("rules")
 }
 
-fn files(place: Option<&Path>) -> Result<Vec<PathBuf>, Fault> {
+/// The files of a configuration, in the order in which they are read.
+pub fn files(place: Option<&Path>) -> Result<Vec<PathBuf>, Fault> {
     let dir = place.unwrap_or(Path::new(CONFIG_DIR));
     if place.is_some() && !dir.is_dir() {
         return Ok(vec![dir.to_owned()]);

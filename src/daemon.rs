@@ -22,6 +22,7 @@ use crate::detect::{self, Clock};
 use crate::enforcer::{Done, Enforcer, Restore};
 use crate::engine::{Engine, Listener, Outcome};
 use crate::host::{self, AddressWatch, Services};
+use crate::keeper::Keeper;
 use crate::model::{Ban, Change, Event, JailName, Kill, Timestamp, plain};
 use crate::never;
 use crate::nft::Refusal;
@@ -102,6 +103,7 @@ pub struct Daemon {
     pub(crate) past: Vec<Past>,
     /// Those who watch hear of everything.
     pub(crate) news: broadcast::Sender<Arc<Told>>,
+    pub(crate) keeper: Keeper,
     pub(crate) save_at: Option<Instant>,
     /// A step that the state had no time for yet.
     pub(crate) unsaved: Option<Box<Step>>,
@@ -196,6 +198,7 @@ impl Daemon {
             taken: Vec::new(),
             past: Vec::new(),
             news,
+            keeper: Keeper::start(places),
             // Where we began, too, must be known to whoever comes after a crash.
             save_at: Some(Instant::now()),
             unsaved: None,
@@ -216,6 +219,7 @@ impl Daemon {
 
     async fn run(mut self, mut wakers: Wakers) {
         self.spare();
+        self.keeper.want(!self.config.notices.is_empty());
         loop {
             // While nothing may be read, what comes in wakes nobody.
             let may_read = self.may_read();

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::ini::Layers;
-use crate::jargon::{Named, ports};
+use crate::jargon::{Named, ports, words, yaml};
 
 /// What an action is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub enum Deed {
     Ban(Ban),
     /// Lets the host in instead.
     Allow,
+    /// Tells somebody, in a way that we have: the channel as our configuration writes it.
+    Tell { channel: String, change: &'static str },
     /// Nothing that a nftables set can do; what to do about it, in words.
     Other(String),
 }
@@ -55,12 +57,21 @@ const REPORTERS: [&str; 7] =
     ["abuseipdb", "blocklist_de", "complain", "dshield", "ipthreat", "mynetwatchman", "xarf-login-attack"];
 const EDGES: [&str; 6] = ["cloudflare", "mikrotik", "netscaler", "nsupdate", "nginx-block-map", "bunny"];
 
-const NO_MAIL: &str = "nftjail sends no mail: each ban is one line of its log (`journalctl -u nftjail`), and `nftjail bans --json` \
-                       lists all, for whatever mails you";
-const NO_REPORT: &str = "nftjail reports nobody: a script that does so can read `nftjail watch --json`, which prints each ban as it happens";
+const NO_MAIL: &str = "whom it mails is not understood: write notify: {admins: {mail: {to: [root@example.org]}}} into nftjail.yaml";
+const NO_REPORT: &str =
+    "nftjail reports nobody by itself: notify: {report: {exec: [/path/to/script]}} runs yours at each ban";
 const NO_EDGE: &str = "a ban here is in this host's kernel and nowhere else. Behind a proxy the kernel sees only the proxy: \
                        put its networks into trusted_proxies, and block at the proxy itself";
-const NO_PROGRAM: &str = "nftjail runs no program at a ban: have one read `nftjail watch --json`, which prints each ban as it happens";
+const NO_PROGRAM: &str = "its commands were for a shell, and none reads ours: notify: {hook: {exec: [/path/to/script]}} runs a \
+                          program, with the event in its environment; webhook: {url: ...} calls an address";
+
+/// Services whose addresses tell which form they take.
+const HOOKS: [(&str, &str); 4] = [
+    ("https://discord.com/api/webhooks/", "discord"),
+    ("https://discordapp.com/api/webhooks/", "discord"),
+    ("https://hooks.slack.com/", "slack"),
+    ("https://ntfy.sh/", "ntfy"),
+];
 
 /// What an action does; `definition` are its own files, where there are any.
 pub fn deed(action: &Named, definition: Option<&Layers>, jail_ports: &[String], chain: &str) -> Deed {
@@ -74,7 +85,7 @@ pub fn deed(action: &Named, definition: Option<&Layers>, jail_ports: &[String], 
         return ban(action, definition, jail_ports, chain);
     }
     if begins(&MAILERS) {
-        return Deed::Other(NO_MAIL.to_owned());
+        return mail(action);
     }
     if begins(&REPORTERS) {
         return Deed::Other(NO_REPORT.to_owned());
@@ -91,8 +102,41 @@ pub fn deed(action: &Named, definition: Option<&Layers>, jail_ports: &[String], 
     } else if runs(&["sendmail", "mail ", "msmtp", "mailx"]) {
         Deed::Other(NO_MAIL.to_owned())
     } else {
-        Deed::Other(NO_PROGRAM.to_owned())
+        hook(&commands).unwrap_or_else(|| Deed::Other(NO_PROGRAM.to_owned()))
     }
+}
+
+fn mail(action: &Named) -> Deed {
+    let is_address = |text: &&str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "@.-_+".contains(c);
+        let sides = text.split_once('@');
+        text.chars().all(allowed)
+            && sides.is_some_and(|(user, host)| !user.is_empty() && !host.is_empty() && !host.contains('@'))
+    };
+    let to: Vec<&str> = words(action.option("dest").unwrap_or("root@localhost")).collect();
+    if to.is_empty() || !to.iter().all(is_address) {
+        return Deed::Other(NO_MAIL.to_owned());
+    }
+    // The host's name is put in by whoever sends.
+    let from = action.option("sender").filter(is_address).map(|from| format!(", from: {}", yaml(from)));
+    let to: Vec<String> = to.into_iter().map(yaml).collect();
+    let channel = format!("mail: {{to: [{}]{}}}", to.join(", "), from.unwrap_or_default());
+    Deed::Tell {
+        channel,
+        change: "mail comes from notify, one for all bans of a minute, without whois and lines of the log",
+    }
+}
+
+/// A webhook whose whole address stands in the commands.
+fn hook(commands: &str) -> Option<Deed> {
+    let (at, template) =
+        HOOKS.iter().find_map(|(start, template)| Some((commands.find(start)?, template)))?;
+    let url = commands[at..].split(|c: char| c.is_whitespace() || "\"'\\;|&)".contains(c)).next()?;
+    let whole = !url.contains(['<', '$', '`']);
+    whole.then(|| Deed::Tell {
+        channel: format!("webhook: {{url: {}, template: {template}}}", yaml(url)),
+        change: "the webhook is called by notify, once for all bans of a minute, in words of nftjail's",
+    })
 }
 
 fn commands(definition: &Layers) -> String {
@@ -197,13 +241,34 @@ mod tests {
     #[test]
     fn what_is_no_ban_is_named() {
         for (text, piece) in [
-            ("sendmail-whois-lines[dest=a@b]", "no mail"),
+            ("sendmail-whois-lines[dest=\"a b\"]", "whom it mails"),
+            ("mail[dest=\"<x>@b\"]", "whom it mails"),
             ("abuseipdb", "reports nobody"),
             ("cloudflare-token", "trusted_proxies"),
-            ("discord", "no program"),
+            ("discord", "for a shell"),
         ] {
             assert!(matches!(of(text), Deed::Other(todo) if todo.contains(piece)), "{text}");
         }
+    }
+
+    #[test]
+    fn who_was_told_is_told() {
+        let told = |deed: Deed| match deed {
+            Deed::Tell { channel, .. } => channel,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            told(of("sendmail-whois[dest=\"a@b.org, c@b.org\", sender=\"x@<fq-hostname>\"]")),
+            "mail: {to: ['a@b.org', 'c@b.org']}"
+        );
+        assert_eq!(told(of("mail[sender=x@b.org]")), "mail: {to: ['root@localhost'], from: 'x@b.org'}");
+        let hook = |url: &str| hook(&format!("curl -X POST \"{url}\" -d x"));
+        let discord = hook("https://discord.com/api/webhooks/1/a-b_c").unwrap();
+        assert_eq!(
+            told(discord),
+            "webhook: {url: 'https://discord.com/api/webhooks/1/a-b_c', template: discord}"
+        );
+        assert_eq!(hook("https://discord.com/api/webhooks/<token>"), None);
     }
 
     #[test]

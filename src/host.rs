@@ -72,6 +72,11 @@ fn offset(text: &str) -> Option<Offset> {
     Offset::from_seconds(sign * (hours * 3600 + minutes * 60)).ok().filter(|_| is_zone)
 }
 
+/// This host's name (uname(2)), for those who have several.
+pub fn name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// A number that nobody else knows, another one in each process.
 pub fn secret() -> u64 {
     RandomState::new().build_hasher().finish()

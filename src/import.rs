@@ -198,7 +198,7 @@ fn made(filter: Filter) -> Result<Rule, String> {
 }
 
 fn report(from: &Path, to: &Path, imported: &Imported) -> String {
-    let Imported { files, notes: Notes { done, changed, left } } = imported;
+    let Imported { files, notes: Notes { done, changed, left }, .. } = imported;
     let count = |folder: &str| files.keys().filter(|name| name.starts_with(folder)).count();
     let (jails, rules) = (count("nftjail.d/"), count("rules/"));
     let mut text = format!("{} became {}: {jails} jails, {rules} own rules\n", from.display(), to.display());

@@ -82,7 +82,7 @@ pub struct Given {
 
 impl Given {
     /// The rule that is meant, or else the one that `--rule` names.
-    pub fn rule(&self, rules: &Path, named: Option<&str>, mode: &str) -> Result<Rule, Trouble> {
+    fn rule(&self, rules: &Path, named: Option<&str>, mode: &str) -> Result<Rule, Trouble> {
         let library = config::library(rules).map_err(|fault| Trouble::BadConfiguration(fault.to_string()))?;
         let bad = |bad: crate::detect::BadRule| Trouble::BadConfiguration(bad.to_string());
         match (named, &self.regex) {
@@ -97,7 +97,13 @@ impl Given {
     }
 
     /// Runs a rule over a log; where a pattern is given and no such file is there, the name is a line of one.
-    pub fn matched(&self, rule: Rule, log: &Path, wishes: matching::Wishes) -> Result<ExitCode, Trouble> {
+    pub fn matched(
+        &self,
+        (rules, named, mode): (&Path, Option<&str>, &str),
+        log: &Path,
+        wishes: matching::Wishes,
+    ) -> Result<ExitCode, Trouble> {
+        let rule = self.rule(rules, named, mode)?;
         if self.regex.is_none() || log == Path::new("-") || log.exists() {
             matching::run(rule, log, wishes)?;
         } else {

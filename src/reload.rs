@@ -40,6 +40,7 @@ impl Daemon {
         self.watch = never::Watch::over(&config.known);
         (self.config, self.loaded) = (config, loaded);
         self.spare();
+        self.keeper.want(!self.config.notices.is_empty());
         let truth = tell::screen::truth(&self.status(None));
         tracing::info!("reloaded: {truth}");
         Response::Done(format!("reloaded: {truth}"))

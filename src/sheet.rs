@@ -21,6 +21,7 @@ use crate::jail::friend::FRIEND_FOR;
 use crate::jail::prefix::PrefixLaw;
 use crate::model::{Bantime, Block, Hook, JailName, Kill, Span, Target, plain};
 use crate::never::{self, Entry};
+use crate::notices::{self, Notices};
 use crate::ports;
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
 
@@ -48,6 +49,8 @@ const PREFIX_OFFENDERS_MAX: u32 = 10_000;
 struct FileSheet {
     defaults: Option<Keys>,
     jails: Option<BTreeMap<JailName, Spanned<Option<Keys>>>>,
+    notify: Option<notices::Sheet>,
+    metrics: Option<Spanned<String>>,
 }
 
 /// The keys that jails and `defaults` share; what is left out is decided elsewhere.
@@ -256,6 +259,8 @@ pub struct Sheet {
     pub trusted_at: Option<String>,
     /// None: no file has a `jails` key, and the built-in sshd jail serves.
     pub jails: Option<BTreeMap<JailName, JailSheet>>,
+    /// Who is told what.
+    pub notices: Notices,
 }
 
 impl Sheet {
@@ -266,10 +271,15 @@ impl Sheet {
         let bytes = fs::read(path).map_err(|error| vec![unreadable(path, &error)])?;
         let text = String::from_utf8(bytes).map_err(|_| vec![Fault::whole(&name, "is not UTF-8 text")])?;
         let file: Option<FileSheet> = yaml::read(&name, &text).map_err(|fault| vec![fault])?;
-        let FileSheet { defaults, jails } = file.unwrap_or_default();
+        let FileSheet { defaults, jails, notify, metrics } = file.unwrap_or_default();
+        let notices = notices::resolve(notify.unwrap_or_default(), metrics, &name, &text);
         let defaults = defaults.unwrap_or_default();
         let source = Arc::new((name, text));
         let mut faults = defaults.faults(None, &source, library, services);
+        let notices = notices.unwrap_or_else(|more| {
+            faults.extend(more);
+            Notices::default()
+        });
         let rule = defaults.rule.as_ref().map(|key| key.defined);
         let mode = defaults.mode.as_ref().map(|key| key.defined);
         let distinct = defaults.distinct.as_ref().map(|key| key.defined);
@@ -295,7 +305,7 @@ impl Sheet {
         };
         let (ignoreip_at, trusted_at) = (at(&defaults.ignoreip), at(&defaults.trusted_proxies));
         if faults.is_empty() {
-            return Ok(Sheet { defaults, ignoreip_at, trusted_at, jails });
+            return Ok(Sheet { defaults, ignoreip_at, trusted_at, jails, notices });
         }
         faults.extend(jails.into_iter().flatten().flat_map(|(_, jail)| jail.faults));
         Err(faults)
@@ -306,6 +316,7 @@ impl Sheet {
         self.defaults = later.defaults.over(&self.defaults);
         self.ignoreip_at = later.ignoreip_at.or(self.ignoreip_at.take());
         self.trusted_at = later.trusted_at.or(self.trusted_at.take());
+        self.notices.absorb(later.notices);
         let Some(jails) = later.jails else { return };
         let mine = self.jails.get_or_insert_default();
         for (name, jail) in jails {

@@ -32,6 +32,8 @@ pub struct Imported {
     /// Each file, by its path below the folder of the new configuration.
     pub files: BTreeMap<String, String>,
     pub notes: Notes,
+    /// Who is told of the bans of which jails.
+    pub notify: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// Hears the other jails where it names no log.
@@ -164,6 +166,10 @@ impl JailReader<'_> {
                 Deed::Allow => {
                     self.left("lets hosts in instead of keeping them out: open the port in your firewall's own ruleset");
                     return Ok(None);
+                }
+                Deed::Tell { channel, change } => {
+                    self.changed(&format!("action {}: {change}", action.name));
+                    self.out.notify.entry(channel).or_default().insert(self.name.clone());
                 }
                 Deed::Other(todo) => drop(others.insert((action.name.clone(), todo))),
             }

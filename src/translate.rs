@@ -1,7 +1,7 @@
 //! A configuration of fail2ban becomes one of ours: jail by jail, with a note on all that is otherwise.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::filters::KNOWN;
 use crate::ini::{self, DEFAULT, Layers, Value};
@@ -135,6 +135,7 @@ fn write(common: &Terms, mut pages: BTreeMap<String, Page>, out: &mut Imported) 
     }
     // Without this key a jail for sshd would run.
     text += "jails: {}\n";
+    text += &notify(&pages, &out.notify);
     out.files.insert("nftjail.yaml".to_owned(), text);
     for (name, page) in pages {
         let mut text = format!("jails:\n  {name}:\n");
@@ -143,4 +144,22 @@ fn write(common: &Terms, mut pages: BTreeMap<String, Page>, out: &mut Imported) 
         }
         out.files.insert(format!("nftjail.d/{name}.yaml"), text);
     }
+}
+
+/// Who is told of bans, of the jails that there are.
+fn notify(pages: &BTreeMap<String, Page>, notify: &BTreeMap<String, BTreeSet<String>>) -> String {
+    let mut text = String::new();
+    for (channel, jails) in notify {
+        let jails: Vec<&str> =
+            jails.iter().filter(|jail| pages.contains_key(*jail)).map(String::as_str).collect();
+        if jails.is_empty() {
+            continue;
+        }
+        let way = channel.split(':').next().unwrap_or_default();
+        let number = 1 + text.matches(&format!("    {way}: ")).count();
+        let name = if number == 1 { way.to_owned() } else { format!("{way}-{number}") };
+        let jails = jails.join(", ");
+        text += &format!("  {name}:\n    {channel}\n    events: [banned]\n    jails: [{jails}]\n");
+    }
+    if text.is_empty() { text } else { format!("notify:\n{text}") }
 }

@@ -201,6 +201,12 @@ pub(crate) enum Verb {
         #[arg(long)]
         packets: bool,
     },
+    /// Tell people and programs what happens, as `notify` and `metrics` say; `run` starts it where they say anything
+    Tell {
+        /// Where the agent keeps its state; what is still to be told is kept there, too
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/nftjail")]
+        state: PathBuf,
+    },
     /// See it work in a throwaway network namespace: real log, real bans, real packets
     Try {
         /// Your own log instead of the bundled one

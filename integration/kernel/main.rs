@@ -24,3 +24,4 @@ mod scene;
 mod selftest;
 mod soaks;
 mod streams;
+mod telling;

@@ -192,7 +192,7 @@ fn what_others_do_to_networks_is_put_back_or_adopted() {
     assert!(!scene.connects("203.0.113.9", 22));
     change("add", "192.0.2.0/24 timeout 1h, 192.0.3.1-192.0.3.2 timeout 1h");
     let believed = || -> Vec<String> {
-        let bans = ask_json(&scene, &["bans"]);
+        let bans = ask_json(&scene, &["bans", "--sort", "addr"]);
         bans.as_array().unwrap().iter().map(|ban| ban["target"].as_str().unwrap().to_owned()).collect()
     };
     scene.wait_for("the other's ban", || believed() == ["192.0.2.0/24", NET]);

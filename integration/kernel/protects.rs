@@ -105,7 +105,7 @@ fn who_comes_back_is_banned_longer_and_then_by_recidive_on_every_port() {
         }
     }
     scene.wait_for("recidive", || scene.holds("recidive_v4", ATTACKER));
-    let standing = ask_json(&scene, &["bans"]);
+    let standing = ask_json(&scene, &["bans", "--sort", "jail"]);
     let lengths: Vec<(&str, i64)> = standing.as_array().unwrap().iter().map(length).collect();
     assert_eq!(
         lengths,

@@ -372,19 +372,28 @@ pub struct Agent {
 impl Agent {
     /// Starts the agent on the server with this configuration, and waits until it answers.
     pub fn start(scene: &Scene, config: &str) -> Agent {
+        Agent::start_with(scene, config, &[])
+    }
+
+    /// The same, with more in its environment.
+    pub fn start_with(scene: &Scene, config: &str, environment: &[(&str, &str)]) -> Agent {
         fs::write(
             scene.path("nftjail.yaml"),
             config.replace("LOG", &scene.path("auth.log").display().to_string()),
         )
         .unwrap();
-        Agent::start_again(scene)
+        Agent::start_in(scene, environment)
     }
 
     /// Starts it with the configuration and state that are there.
     pub fn start_again(scene: &Scene) -> Agent {
+        Agent::start_in(scene, &[])
+    }
+
+    fn start_in(scene: &Scene, environment: &[(&str, &str)]) -> Agent {
         let log = File::options().create(true).append(true).open(scene.path("agent.log")).unwrap();
         let mut agent = nftjail(scene, &["run", "--log", "debug"]);
-        agent.arg("--state").arg(scene.path("state"));
+        agent.arg("--state").arg(scene.path("state")).envs(environment.iter().copied());
         let child = agent.stderr(log).spawn().unwrap();
         let mut agent = Agent { child };
         scene.wait_for("the agent", || {

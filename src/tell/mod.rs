@@ -1,8 +1,12 @@
 //! Event → message: what people and programs are told.
 
+pub mod chat;
+pub mod digest;
 pub mod escape;
+pub mod familiar;
 pub mod findings;
 pub mod message;
+pub mod metrics;
 pub mod news;
 pub mod past;
 pub mod screen;

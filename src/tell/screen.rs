@@ -190,12 +190,12 @@ pub(super) fn columns(rows: &[Vec<String>]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::model::{Block, Dropped};
     use crate::status::BrokenStatus;
 
-    fn sample() -> Status {
+    pub(in crate::tell) fn sample() -> Status {
         Status {
             schema: 1,
             version: "0.1.0".to_owned(),

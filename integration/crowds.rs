@@ -30,6 +30,7 @@ fn engine(user_addrs: Option<u32>) -> Engine {
         ignoreip: Allow::default(),
         hears_bans: false,
         prefix: None,
+        extend_on_knock: None,
     };
     Engine::new(vec![terms], vec![vec![Listener { jail: name, rule, zone: None }]], Allow::default(), 7)
 }

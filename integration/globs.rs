@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nftjail::acquire::file::QUIET;
 use nftjail::acquire::place::Place;
 use nftjail::model::Timestamp;
 use nftjail::sources::{DateOf, Sources};
@@ -173,6 +174,52 @@ fn what_a_rotator_put_aside_is_read_by_who_reads_the_log_and_by_nobody_else() {
     logs.start();
     logs.append("a.log", "end\n");
     assert_eq!(logs.wait(11)[10..], ["end"], "nor are any after a restart");
+}
+
+#[test]
+fn what_a_rotator_made_of_a_log_is_its_own_also_when_the_log_has_been_gone_for_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut logs = Pattern::new(dir.path(), "*");
+    for line in ["one\n", "two\n"] {
+        let _ = fs::rename(dir.path().join("a.log.1"), dir.path().join("a.log.2"));
+        let _ = fs::rename(dir.path().join("a.log"), dir.path().join("a.log.1"));
+        logs.append("a.log", line);
+        logs.wait(logs.lines.len() + 1);
+        logs.now = logs.now.plus(QUIET);
+        logs.read();
+    }
+    logs.rename("a.log.1", "a.log.2");
+    logs.rename("a.log", "a.log.1");
+    logs.append("b.log", "other\n");
+    logs.wait(3);
+    logs.now = logs.now.plus(QUIET);
+    logs.read();
+    assert_eq!(logs.state(), "following 1 file", "the rotated ones were let go");
+    for restarted in [false, true] {
+        if restarted {
+            logs.stop();
+            logs.start();
+        }
+        logs.rename("a.log.2", "a.log.3");
+        logs.append("b.log", "other\n");
+        logs.wait(4 + usize::from(restarted));
+        logs.rename("a.log.3", "a.log.2");
+    }
+    logs.append("a.log", "three\n");
+    assert_eq!(logs.wait(6), ["one", "two", "other", "other", "other", "three"]);
+    assert_eq!(logs.state(), "following 2 files");
+}
+
+#[test]
+fn what_was_read_as_a_log_is_read_on_by_who_reads_the_log_that_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut logs = Pattern::new(dir.path(), "*");
+    logs.append("a.log.1", "one\n");
+    assert_eq!(logs.wait(1), ["one"]);
+    logs.append("a.log.1", "two\n");
+    logs.append("a.log", "three\n");
+    assert_eq!(logs.wait(3), ["one", "two", "three"]);
+    assert_eq!(logs.state(), "following 1 file");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Everything that can be tested without a kernel: rules, logs, files, verbs, and the order of the house.
 
+mod copies;
 mod crowds;
 mod examples;
 mod follow;

@@ -100,6 +100,7 @@ impl Run<'_> {
         fs::create_dir(self.dir.join("old")).unwrap();
         let config = format!("{} {{\nsu root root\nmissingok\n{}\n}}\n", log.display(), self.kind.told);
         fs::write(self.dir.join("logrotate.conf"), config).unwrap();
+        File::create(&log).unwrap();
         let (writer, done) = (Writer::default(), AtomicBool::new(false));
         thread::scope(|scope| {
             let read = scope.spawn(|| self.read(&writer, &done));
@@ -185,6 +186,7 @@ fn on_disk(dir: &Path) -> BTreeSet<usize> {
 }
 
 fn rotate_all(rounds: usize) {
+    let mut wrong = Vec::new();
     for pattern in ["app.log", "app*"] {
         for kind in &KINDS {
             let dir = tempfile::tempdir().unwrap();
@@ -203,11 +205,12 @@ fn rotate_all(rounds: usize) {
                 started.elapsed().as_secs_f64(),
                 (0..written).filter(|number| !there.contains(number) && !distinct.contains(number)).count()
             );
-            // The order of two files is told by their names, which change while they are looked at where a rotator is
-            // at work without a pause.
-            assert_eq!((lost, doubled), (0, 0), "{}", kind.name);
+            if (lost, doubled) != (0, 0) {
+                wrong.push(format!("{}, as {pattern}: {lost} lost, {doubled} doubled", kind.name));
+            }
         }
     }
+    assert!(wrong.is_empty(), "{wrong:?}");
 }
 
 #[test]

@@ -23,20 +23,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("probe", &["model"]),
     ("secret", &["model"]),
     ("evidence", &["model"]),
-    ("engine", &["model", "detect", "evidence", "jail", "probe", "secret"]),
-    ("enforcer", &["model", "nft"]),
+    ("engine", &["model", "detect", "evidence", "jail", "probe", "proxied", "secret"]),
+    ("proxied", &["engine", "jail"]),
+    ("enforcer", &["model", "nft", "held"]),
+    ("held", &["enforcer", "model", "nft"]),
     ("sources", &["status", "model", "acquire", "bell"]),
     ("history", &["model", "state", "status"]),
     ("state", &["history", "model", "status"]),
     ("never", &["model", "yaml", "host"]),
     ("ports", &["model", "yaml", "host"]),
-    ("sheet", &["notices", "acquire", "model", "yaml", "host", "detect", "jail", "never", "ports"]),
+    ("words", &["model", "yaml", "jail"]),
+    ("sheet", &["acquire", "model", "notices", "yaml", "host", "detect", "jail", "never", "ports", "words"]),
     ("service", &["acquire", "model"]),
     (
         "resolve",
         &[
             "acquire", "status", "model", "yaml", "host", "detect", "jail", "never", "ports", "service",
-            "sheet",
+            "sheet", "words",
         ],
     ),
     (
@@ -66,9 +69,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "acquire", "model", "yaml", "detect", "jail", "nft", "tell", "bell", "engine", "enforcer",
             "sources", "sockets", "state", "config", "control", "host", "answers", "never", "spare",
-            "repair", "audit", "saving", "server", "status", "keeper",
+            "repair", "audit", "saving", "server", "status", "keeper", "knocks",
         ],
     ),
+    ("knocks", &["daemon", "engine", "held", "host", "jail", "model"]),
     ("diagnosis", &["host", "model", "nft", "status"]),
     ("doctor", &["config", "control", "diagnosis", "host", "model", "nft", "status", "yaml"]),
     ("tun", &["lab", "model"]),
@@ -81,10 +85,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "why",
         &[
-            "control", "daemon", "enforcer", "evidence", "history", "host", "jail", "model", "nft",
+            "control", "daemon", "enforcer", "evidence", "held", "history", "host", "jail", "model", "nft",
             "resolve", "status",
         ],
     ),
+    ("top", &["control", "model", "status", "tell"]),
     ("ini", &["yaml"]),
     ("jargon", &["time"]),
     ("dialect", &["detect"]),
@@ -136,8 +141,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "answers",
         &[
-            "status", "model", "yaml", "jail", "tell", "engine", "resolve", "control", "host", "daemon",
-            "server", "why",
+            "status", "model", "yaml", "jail", "tell", "engine", "resolve", "control", "held", "host",
+            "daemon", "server", "why",
         ],
     ),
     ("trial", &["status", "model", "detect", "nft", "tell", "config", "control", "host", "lab"]),
@@ -148,7 +153,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "cli",
         &[
             "check", "matching", "replay", "model", "yaml", "acquire", "detect", "tell", "config", "control",
-            "host", "daemon", "trial", "doctor", "nft", "selftest", "status", "teller", "verbs", "moving",
+            "host", "daemon", "trial", "doctor", "nft", "selftest", "status", "teller", "top", "verbs",
+            "moving",
         ],
     ),
     ("main", &["cli"]),

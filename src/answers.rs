@@ -1,6 +1,6 @@
 //! What the daemon answers when it is asked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use tokio::sync::oneshot;
@@ -8,22 +8,26 @@ use tokio::sync::oneshot;
 use crate::control::{Failed, Request, Response, Whom, failed};
 use crate::daemon::{Daemon, Waiting};
 use crate::engine::Outcome;
+use crate::held::{Seen, Who};
 use crate::host;
 use crate::jail::Jail;
 use crate::model::{Ban, Bantime, Change, JailName, Span, Target};
 use crate::resolve::JailConfig;
 use crate::server::Asked;
-use crate::status::{BrokenStatus, JailStatus, Status};
+use crate::status::{BanStatus, BrokenStatus, JailStatus, Status};
 use crate::tell::message;
 use crate::why;
 use crate::yaml;
+
+/// The sets of a jail with more bans than this are not read for an answer: bans would wait for it.
+const SEEN_MAX: usize = 50_000;
 
 impl Daemon {
     pub(crate) async fn handle_question(&mut self, asked: Asked) {
         let Asked { request, answer } = asked;
         let response = match request {
             Request::Status { jail } => return self.answer_status(jail, answer),
-            Request::Bans { jail } => self.bans(jail.as_ref()),
+            Request::Bans { jail } => return self.answer_bans(jail, answer),
             Request::Ban { jail, targets, bantime } => match self.ban(&jail, &targets, bantime) {
                 Ok((changes, done)) => return self.ask_kernel(changes, done, answer),
                 Err(response) => *response,
@@ -144,15 +148,33 @@ impl Daemon {
         Some(format!("{} {}", self.sources.name(source), self.engine.skew(source)?))
     }
 
-    fn bans(&self, only: Option<&JailName>) -> Response {
-        if let Some(name) = only
+    /// Where the kernel knows more of bans than we do, it is asked; nobody else waits for that.
+    fn answer_bans(&self, only: Option<JailName>, answer: oneshot::Sender<Response>) {
+        if let Some(name) = &only
             && self.engine.jail(name).is_none()
         {
-            return self.no_such_jail(name);
+            let _ = answer.send(self.no_such_jail(name));
+            return;
         }
-        let wanted = |jail: &&Jail| only.is_none_or(|only| jail.terms().name == *only);
-        let bans = self.engine.jails().iter().filter(wanted).flat_map(Jail::bans);
-        Response::Bans(bans.map(why::status).collect())
+        let wanted = |jail: &&Jail| only.as_ref().is_none_or(|only| jail.terms().name == *only);
+        let jails: Vec<&Jail> = self.engine.jails().iter().filter(wanted).collect();
+        let status =
+            |jail: &&Jail| jail.bans().map(|ban| why::status(ban, jail.dropped(ban.target))).collect();
+        let bans: Vec<Vec<BanStatus>> = jails.iter().map(status).collect();
+        let asks = |config: &&JailConfig| config.knock.extends.is_some() || config.knock.counts;
+        let asked = self.config.jails.iter().filter(asks).map(|config| &config.terms.name);
+        let few = |name: &&JailName| {
+            jails.iter().any(|jail| jail.terms().name == **name && jail.bans().len() <= SEEN_MAX)
+        };
+        let asked: Vec<JailName> = asked.filter(few).cloned().collect();
+        let (enforcer, bans) = (self.enforcer.clone(), bans.concat());
+        tokio::spawn(async move {
+            let seen = if asked.is_empty() { Ok(BTreeMap::new()) } else { enforcer.seen(asked).await };
+            let _ = answer.send(match seen {
+                Ok(seen) => Response::Bans(as_seen(bans, seen)),
+                Err(refusal) => failed(Failed::Refused, refusal.to_string()),
+            });
+        });
     }
 
     fn no_such_jail(&self, name: &JailName) -> Response {
@@ -259,6 +281,20 @@ impl Daemon {
     }
 }
 
+/// What is believed, with what the kernel has counted, and as long as it holds who tried again; also whom it holds of
+/// whom we do not know.
+fn as_seen(mut bans: Vec<BanStatus>, mut seen: BTreeMap<Who, Seen>) -> Vec<BanStatus> {
+    for ban in &mut bans {
+        let Some(Seen { held, dropped }) = seen.remove(&(ban.jail.clone(), ban.target)) else { continue };
+        ban.ends =
+            ban.ends.map(|ends| held.and_then(|held| held.end()).map_or(ends, |until| ends.max(until)));
+        ban.dropped = dropped.or(ban.dropped);
+    }
+    let unknown = seen.into_values().filter_map(|seen| Some(why::status(&seen.held?, seen.dropped)));
+    bans.extend(unknown);
+    bans
+}
+
 /// The wider networks that keep somebody out though he himself is not banned, and what frees them.
 fn around(jails: &[&Jail], whom: &Whom) -> String {
     let target = match whom {
@@ -286,6 +322,7 @@ fn jail_status(jail: &Jail, config: &JailConfig) -> JailStatus {
         maxretry: terms.maxretry,
         findtime: Span(terms.findtime).to_string(),
         bantime: terms.bantime.to_string(),
+        extend_on_knock: terms.extend_on_knock.map(|silence| Span(silence).to_string()),
         failing: jail.window().len(),
         failed_total: jail.failed_total(),
         banned: jail.bans().len(),

@@ -98,6 +98,7 @@ mod tests {
             ignoreip: Allow::default(),
             hears_bans: false,
             prefix: None,
+            extend_on_knock: None,
         });
         for n in 0..bans {
             let target = format!("192.0.2.{n}").parse().unwrap();

@@ -28,6 +28,7 @@ use crate::selftest::{self, Untested, Wishes};
 use crate::status::BanStatus;
 use crate::tell::{escape, findings, past, screen};
 use crate::teller::{self, Untold};
+use crate::top::{self, Unseen};
 use crate::trial;
 use crate::verbs::{Cli, Ignore, Order, Verb};
 use crate::yaml::{self, Fault};
@@ -106,6 +107,15 @@ impl From<Unanswered> for Trouble {
     }
 }
 
+impl From<Unseen> for Trouble {
+    fn from(unseen: Unseen) -> Self {
+        match unseen {
+            Unseen::Agent(unanswered) => unanswered.into(),
+            Unseen::Terminal(error) => Trouble::Failed(format!("this is no terminal: {}", plain(&error))),
+        }
+    }
+}
+
 impl From<Untested> for Trouble {
     fn from(untested: Untested) -> Self {
         match untested {
@@ -155,6 +165,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
             history(&socket, period, json, csv)
         }
         Verb::Watch { jail, json } => tell_all(&socket, jail, json),
+        Verb::Top => top::run(&socket).map(|()| ExitCode::SUCCESS).map_err(Trouble::from),
         Verb::LogLevel { level } => told(&socket, &Request::LogLevel { level }),
         Verb::Ban { jail, targets, bantime, stdin, force } => {
             let targets = targets_with(targets, stdin)?;

@@ -182,6 +182,7 @@ impl Config {
             block: jail.block,
             hooks: jail.hooks.clone(),
             capacity: jail.capacity,
+            knock: jail.knock,
         });
         let cells = sound.chain(self.broken.iter().map(|broken| broken.cell.clone())).collect();
         let loopback = ["127.0.0.0/8", "::1/128"].map(|net| net.parse().expect("a net"));
@@ -239,7 +240,7 @@ mod tests {
 
     use super::*;
     use crate::jail::prefix::PrefixLaw;
-    use crate::model::Block;
+    use crate::model::{Block, Knock, Log};
     use crate::resolve::logs_of;
 
     fn load(text: &str) -> Result<Config, Vec<Fault>> {
@@ -258,6 +259,49 @@ mod tests {
         assert_eq!(blocks("jails: {sshd: {port: 22, block: reject}}"), [Block::Reject]);
         let jails = "jails: {dovecot: {port: 993, block: drop}, sshd: {port: 22}}";
         assert_eq!(blocks(&format!("defaults: {{block: reject}}\n{jails}")), [Block::Drop, Block::Reject]);
+    }
+
+    #[test]
+    fn what_follows_when_a_banned_host_tries_again_is_as_it_is_told() {
+        let knock = |keys: &str| {
+            let config = load(&format!("jails: {{sshd: {{port: 22, {keys}}}}}")).unwrap();
+            let cell = config.layout(&[]).cells.remove(0);
+            assert_eq!(config.jails[0].terms.extend_on_knock, cell.knock.extends);
+            cell.knock
+        };
+        let extends = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(knock("maxretry: 5"), Knock::default());
+        let told = knock("extend_on_knock: 1h, counters: true, log: 'nflog:5'");
+        assert_eq!(told, Knock { extends: extends(3_600), counts: true, log: Log::Nflog(5) });
+        assert_eq!(knock("extend_on_knock: true, bantime: 7m, log: kernel").extends, extends(420));
+        assert_eq!(knock("extend_on_knock: true, bantime: forever").extends, None);
+        assert_eq!(knock("extend_on_knock: false, counters: false, log: nothing"), Knock::default());
+        let jails = "jails: {dovecot: {port: 993, extend_on_knock: false}, sshd: {port: 22}}";
+        let config = load(&format!("defaults: {{extend_on_knock: 2m}}\n{jails}")).unwrap();
+        let extended: Vec<_> = config.jails.iter().map(|jail| jail.terms.extend_on_knock).collect();
+        assert_eq!(extended, [None, extends(120)]);
+    }
+
+    #[test]
+    fn what_cannot_be_done_with_a_knock_is_pointed_at() {
+        for (text, column, message) in [
+            (
+                "defaults: {extend_on_knock: maybe}\n",
+                29,
+                "\"maybe\" is not a length of time: write 90s, 10m, 1h30m, 2d or 1w, or true for the jail's bantime, or \
+                 false",
+            ),
+            ("defaults: {log: nflog}\n", 17, "write nothing, kernel, or nflog: and a group, as nflog:5"),
+            (
+                "defaults: {log: 'nflog:70000'}\n",
+                17,
+                "a group of nflog is a number from 0 to 65535, as nflog:5",
+            ),
+            ("defaults: {counters: yes}\n", 22, "write true or false"),
+        ] {
+            let fault = load(text).unwrap_err().remove(0);
+            assert_eq!((fault.column, fault.message.as_str()), (column, message));
+        }
     }
 
     #[test]

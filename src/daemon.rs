@@ -23,6 +23,7 @@ use crate::enforcer::{Done, Enforcer, Restore};
 use crate::engine::{Engine, Listener, Outcome};
 use crate::host::{self, AddressWatch, Services};
 use crate::keeper::Keeper;
+use crate::knocks;
 use crate::model::{Ban, Change, Event, JailName, Kill, Timestamp, plain};
 use crate::never;
 use crate::nft::Refusal;
@@ -258,6 +259,7 @@ impl Daemon {
             self.audit().await;
             self.repair().await;
             self.handle_time();
+            self.look().await;
         }
         let standing: usize = self.engine.jails().iter().map(|jail| jail.bans().len()).sum();
         tracing::info!("stopping; {standing} bans stay in the kernel");
@@ -275,10 +277,16 @@ impl Daemon {
         let now = host::now();
         let mut out = Outcome::default();
         let mut skewed = Vec::new();
+        let of_packets = self.sources.of_packets();
         let Daemon { sources, engine, zone, .. } = self;
         let read = sources.read(now, TURN_BYTES, |source, line| {
             if let Some(entry) = line.entry {
                 return engine.handle_entry(source, entry, now, &mut out);
+            }
+            if of_packets.contains(&source)
+                && let Some((jail, from, bytes)) = knocks::dropped(line.text)
+            {
+                engine.handle_dropped(&jail, from, bytes);
             }
             let clock = if line.fresh { Clock::Arrived(now) } else { Clock::Written { now, zone } };
             engine.handle_line(source, line.text, clock, now, &mut out);

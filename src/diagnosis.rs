@@ -466,6 +466,7 @@ mod tests {
             maxretry: 5,
             findtime: "10m".to_owned(),
             bantime: "1h".to_owned(),
+            extend_on_knock: None,
             failing: 0,
             failed_total: 0,
             banned: 2,
@@ -497,6 +498,7 @@ mod tests {
             block: Block::Drop,
             hooks: [Hook::Prerouting].into(),
             capacity: 10,
+            knock: crate::model::Knock::default(),
         };
         let layout = crate::model::Layout { cells: vec![cell], ..crate::model::Layout::default() };
         let mut table = crate::nft::plan::wanted(&layout);

@@ -10,10 +10,11 @@ use jiff::tz::TimeZone;
 use crate::detect::skew::Skew;
 use crate::detect::{Clock, Detector, Finding, Rule, Verdict as Detected};
 use crate::evidence::Evidence;
-use crate::jail::allow::{Allow, is_internal};
+use crate::jail::allow::Allow;
 use crate::jail::{Jail, Terms, Verdict};
 use crate::model::{Ban, Bantime, Change, Entry, Event, Failure, JailName, Memory, Target, Timestamp};
-use crate::probe::{PROBED, Probes};
+use crate::probe::{PROBE_BANTIME, PROBED, Probes};
+use crate::proxied::Proxied;
 use crate::secret::{chance, mark};
 
 /// Which jails listen to one source, and with which rules.
@@ -34,38 +35,29 @@ pub struct Outcome {
 
 /// All jails, and a detector for each source.
 pub struct Engine {
-    jails: Vec<Jail>,
-    sources: Vec<Source>,
+    pub(crate) jails: Vec<Jail>,
+    pub(crate) sources: Vec<Source>,
     never: Allow,
-    proxies: Allow,
+    pub(crate) proxies: Allow,
     /// Whose failures or bans changed since they were last saved.
     unsaved: BTreeSet<(JailName, Target)>,
     paused: BTreeSet<JailName>,
     /// A number that nobody outside knows, for what is left to chance and for marks.
     secret: u64,
     probes: Probes,
+    /// Who is not banned, and when it is to be seen that the kernel does not hold him.
+    pub(crate) freed: BTreeSet<(Timestamp, JailName, Target)>,
     evidence: Evidence,
 }
 
-struct Source {
+pub(crate) struct Source {
     detector: Detector,
     /// For each rule of the detector, the index of its jail.
     jails: Vec<usize>,
-    proxied: Proxied,
+    pub(crate) proxied: Proxied,
     /// The zone of its dates, where one of its listeners knows it.
     zone: Option<TimeZone>,
 }
-
-/// How many failures of a source came in a row from those who only pass on what others send, and from whom the last.
-#[derive(Clone, Copy, Debug, Default)]
-struct Proxied {
-    row: u32,
-    last: Option<IpAddr>,
-    told: bool,
-}
-
-/// A log in which so many failures in a row are those of proxies names no client at all.
-const PROXIED_ENOUGH: u32 = 20;
 
 impl Engine {
     /// `sources` are numbered by their order; each names jails of `terms`. `secret` is any number.
@@ -80,6 +72,7 @@ impl Engine {
             paused: BTreeSet::new(),
             secret,
             probes: Probes::default(),
+            freed: BTreeSet::new(),
             evidence: Evidence::default(),
         };
         engine.listen(sources);
@@ -130,29 +123,6 @@ impl Engine {
         if let Some(jail) = self.jails.iter_mut().find(|held| held.terms().name == *jail) {
             jail.spare(ignoreip);
         }
-    }
-
-    /// Who only passes on what others send. A log that shows nobody else is found out.
-    pub fn trust(&mut self, proxies: Allow) {
-        self.proxies = proxies;
-    }
-
-    /// The proxy that all failures of a source come from lately, if they do, and whether it is a trusted one.
-    pub fn proxied(&self, source: usize) -> Option<(IpAddr, bool)> {
-        let proxied = self.sources[source].proxied;
-        let addr = proxied.last.filter(|_| proxied.row >= PROXIED_ENOUGH)?;
-        Some((addr, self.proxies.covers(addr)))
-    }
-
-    /// The sources of which [`Engine::proxied`] has found so since the last call; each once.
-    pub fn take_proxied(&mut self) -> Vec<usize> {
-        let news = |(number, source): (usize, &mut Source)| {
-            let proxied = &mut source.proxied;
-            let found = proxied.row >= PROXIED_ENOUGH && !proxied.told;
-            proxied.told |= found;
-            found.then_some(number)
-        };
-        self.sources.iter_mut().enumerate().filter_map(news).collect()
     }
 
     /// Whom no jail bans from now on. Bans of them are lifted, those on their way to the kernel as well, and of those
@@ -235,10 +205,7 @@ impl Engine {
                 Detected::Failure(finding) => {
                     let counted =
                         self.judge(jail, &self.failure(&finding, now), finding.user, text, now, out);
-                    let passes_on = self.proxies.covers(finding.addr) || is_internal(finding.addr);
-                    let proxied = &mut self.sources[source].proxied;
-                    proxied.row = if counted || !passes_on { 0 } else { proxied.row.saturating_add(1) };
-                    proxied.last = Some(finding.addr);
+                    self.note_proxied(source, finding.addr, counted);
                 }
                 Detected::Success(finding) => {
                     let Failure { addr, at, user, .. } = self.failure(&finding, now);
@@ -266,7 +233,7 @@ impl Engine {
     }
 
     /// Waits for a failure of an address that nobody real has, in this jail, and says which address. The line that
-    /// shows it bans it for [`PROBE_BANTIME`](crate::probe::PROBE_BANTIME); neither is counted, told or saved.
+    /// shows it bans it for [`PROBE_BANTIME`]; neither is counted, told or saved.
     pub fn handle_probe(&mut self, name: &JailName, now: Timestamp) -> Result<IpAddr, String> {
         if self.is_paused(name) {
             return Err("it is paused".to_owned());
@@ -288,7 +255,10 @@ impl Engine {
     /// Whether a failure is a self-test's. It bans in the jail that waits for it, and counts in no other.
     fn meet_probe(&mut self, jail: usize, addr: IpAddr, now: Timestamp, out: &mut Outcome) -> bool {
         let met = self.probes.meet(&self.jails[jail].terms().name, Target::of(addr), now);
-        out.changes.extend(met.iter().flatten().cloned().map(Change::Ban));
+        for ban in met.iter().flatten() {
+            self.note_freed(&ban.jail, ban.target, now.plus(PROBE_BANTIME));
+            out.changes.push(Change::Ban(ban.clone()));
+        }
         met.is_some()
     }
 
@@ -338,8 +308,11 @@ impl Engine {
         };
         let held = matches!(change, Change::Ban(ban) if self.jails[index].ban(ban.target) == Some(ban));
         let new = self.jails[index].handle_taken(change);
+        let renewed = self.jails[index].take_renewing(change.target());
         self.unsaved.insert((change.jail().clone(), change.target()));
         out.events.extend(match change.clone() {
+            // It was told when the kernel was found to hold him.
+            Change::Ban(_) if renewed => None,
             Change::Ban(ban) if held => Some(Event::PutBack { ban }),
             Change::Ban(ban) if new => Some(Event::Banned { ban }),
             Change::Ban(ban) => Some(Event::Extended { ban }),
@@ -347,7 +320,9 @@ impl Engine {
             Change::Release { target, .. } if self.jails[index].is_taken_over(target) => None,
             Change::Release { jail, target } => Some(Event::Released { jail, target }),
         });
-        let Change::Ban(ban) = change else { return };
+        let Change::Ban(ban) = change else {
+            return self.note_freed(change.jail(), change.target(), now);
+        };
         if !new || ban.target.is_network() {
             return;
         }
@@ -374,6 +349,10 @@ impl Engine {
         let (name, target) = (change.jail().clone(), change.target());
         if let Some(jail) = self.jails.iter_mut().find(|jail| jail.terms().name == name) {
             jail.handle_refused(change);
+            // The kernel holds him by another set.
+            if jail.take_renewing(target) {
+                return;
+            }
         }
         out.events.push(Event::Refused { jail: name, target, why: why.to_owned() });
     }
@@ -405,7 +384,8 @@ impl Engine {
 
     /// When [`Engine::handle_timeout`] has something to do next.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        self.jails.iter().filter_map(Jail::poll_timeout).min()
+        let freed = self.freed.first().map(|(at, ..)| *at);
+        self.jails.iter().filter_map(Jail::poll_timeout).chain(freed).min()
     }
 
     /// Forgets what the kernel has dropped by `now`.
@@ -503,7 +483,7 @@ mod tests {
     use super::*;
     use crate::detect::Library;
     use crate::model::Bantime;
-    use crate::probe::{PROBE_BANTIME, PROBE_PATIENCE};
+    use crate::probe::PROBE_PATIENCE;
     use std::time::Duration;
 
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
@@ -522,6 +502,7 @@ mod tests {
             ignoreip: Allow::default(),
             hears_bans: name == "recidive",
             prefix: None,
+            extend_on_knock: None,
         };
         let listeners =
             ["a", "b"].map(|jail| Listener { jail: jail.parse().unwrap(), rule: rule.clone(), zone: None });

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -260,6 +261,44 @@ impl FromStr for Hook {
     }
 }
 
+/// What follows when a banned host tries again, beside that it is in vain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Knock {
+    /// It stays banned until it was silent for so long.
+    pub extends: Option<Duration>,
+    /// Each ban counts its packets.
+    pub counts: bool,
+    pub log: Log,
+}
+
+/// Where the kernel tells of each packet that a jail's bans drop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Log {
+    #[default]
+    Nothing,
+    /// The kernel's own log, so many a second at the most.
+    Kernel,
+    /// Whoever listens to this group of NFLOG; every packet.
+    Nflog(u16),
+}
+
+impl FromStr for Log {
+    type Err = String;
+
+    /// `nothing`, `kernel`, or `nflog:GROUP`, which is also what a `logpath` calls it.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("nflog:")) {
+            ("nothing", _) => Ok(Log::Nothing),
+            ("kernel", _) => Ok(Log::Kernel),
+            (_, Some(group)) => group.parse().map(Log::Nflog).map_err(|_| NFLOG_GROUP.to_owned()),
+            _ => Err("write nothing, kernel, or nflog: and a group, as nflog:5".to_owned()),
+        }
+    }
+}
+
+/// What a group of NFLOG is, for those who wrote something else.
+pub const NFLOG_GROUP: &str = "a group of nflog is a number from 0 to 65535, as nflog:5";
+
 /// What the kernel must hold for one jail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cell {
@@ -270,6 +309,7 @@ pub struct Cell {
     pub hooks: BTreeSet<Hook>,
     /// The most elements each of its two sets may hold.
     pub capacity: u32,
+    pub knock: Knock,
 }
 
 /// What the kernel must hold for all jails, in the order of their rules.
@@ -298,6 +338,8 @@ pub enum Event {
     Banned { ban: Ban },
     /// The kernel holds a ban for longer than before.
     Extended { ban: Ban },
+    /// A banned host tried again, and the kernel holds it for longer than its ban was.
+    Knocked { ban: Ban },
     /// Somebody had taken a ban out of the kernel; it holds it again.
     PutBack { ban: Ban },
     /// Somebody damaged our table, who in words; it is whole again.

@@ -80,7 +80,13 @@ impl Replay {
                 }
                 Event::Banned { ban } | Event::Extended { ban } => {
                     let ends = ban.end();
-                    self.result.bans.push(BanStatus { jail: ban.jail, target: ban.target, at: ban.at, ends });
+                    self.result.bans.push(BanStatus {
+                        jail: ban.jail,
+                        target: ban.target,
+                        at: ban.at,
+                        ends,
+                        dropped: None,
+                    });
                 }
                 _ => {}
             }

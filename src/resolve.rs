@@ -13,12 +13,13 @@ use crate::detect::{Library, NORMAL, Rule};
 use crate::host::Services;
 use crate::jail::Terms;
 use crate::jail::allow::Allow;
-use crate::model::{Bantime, Block, Cell, Hook, JailName, Kill, Ports, Span};
+use crate::model::{Bantime, Block, Cell, Hook, JailName, Kill, Knock, Log, Ports, Span};
 use crate::never::Entry;
 use crate::ports;
 use crate::service::{Traces, is_there, own_logs};
-use crate::sheet::{self, CAPACITY_MAX, Enabled, JailSheet, Keys, Sheet, fault, matches};
+use crate::sheet::{self, CAPACITY_MAX, JailSheet, Keys, Sheet, fault, matches};
 use crate::status::AutoStatus;
+use crate::words::Enabled;
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
 
 #[derive(Clone, Debug)]
@@ -32,6 +33,7 @@ pub struct JailConfig {
     pub kill: Kill,
     pub hooks: BTreeSet<Hook>,
     pub capacity: u32,
+    pub knock: Knock,
     /// The zone of the dates in its logs, where it says one.
     pub zone: Option<TimeZone>,
     /// As it is written; `terms.ignoreip` is what it stood for when it was read.
@@ -181,7 +183,7 @@ fn resolve_jail(
     }
     let ports = ports::ports(keys.port.as_ref().map_or(rule.port(), |port| &port.value.0), services)?;
     let terms = terms(keys, name, own, rule.maxretry(), hears_bans);
-    let Cell { ports, block, hooks, capacity, .. } = cell(keys, name, ports);
+    let Cell { ports, block, hooks, capacity, knock, .. } = cell(keys, &terms, ports);
     Ok(JailConfig {
         terms,
         rule: Arc::new(rule),
@@ -192,6 +194,7 @@ fn resolve_jail(
         kill: keys.kill.unwrap_or_default(),
         hooks,
         capacity,
+        knock,
         zone: keys.tz.as_ref().map(|tz| sheet::zone(&tz.value)).transpose()?,
         ignoreip: keys.ignoreip.as_ref().map_or_else(Vec::new, |key| key.value.0.clone()),
     })
@@ -202,12 +205,13 @@ fn terms(keys: &Keys, name: &JailName, own: &Keys, rule: Option<u32>, hears_bans
         true => (own.findtime.or(RECIDIVE_FINDTIME), own.bantime.or(RECIDIVE_BANTIME)),
         false => (keys.findtime, keys.bantime),
     };
+    let bantime = bantime.map_or(Bantime::For(TEN_MINUTES), |time| time.0);
     let maxretry = number(&own.maxretry).or(rule).or(number(&keys.maxretry));
     Terms {
         name: name.clone(),
         maxretry: maxretry.unwrap_or(MAXRETRY),
         findtime: findtime.map_or(TEN_MINUTES, |span| span.0.0),
-        bantime: bantime.map_or(Bantime::For(TEN_MINUTES), |time| time.0),
+        bantime,
         increment: keys.increment.as_ref().and_then(|key| key.value.increment().ok()),
         distinct: keys.distinct.is_some(),
         user_addrs: keys.user_addrs(),
@@ -215,6 +219,7 @@ fn terms(keys: &Keys, name: &JailName, own: &Keys, rule: Option<u32>, hears_bans
         ignoreip: Allow::default(),
         hears_bans,
         prefix: keys.prefix_law(own).ok().flatten(),
+        extend_on_knock: keys.extend_on_knock.and_then(|key| key.0.length(bantime)),
     }
 }
 
@@ -222,14 +227,19 @@ fn number(key: &Option<Spanned<u32>>) -> Option<u32> {
     key.as_ref().map(|number| number.value)
 }
 
-fn cell(keys: &Keys, name: &JailName, ports: Ports) -> Cell {
+fn cell(keys: &Keys, terms: &Terms, ports: Ports) -> Cell {
     let hooks = keys.hook.as_ref().map_or_else(BTreeSet::new, |hook| hook.value.0.iter().copied().collect());
     Cell {
-        jail: name.clone(),
+        jail: terms.name.clone(),
         ports,
         block: keys.block.unwrap_or_default(),
         hooks: if hooks.is_empty() { [Hook::Prerouting].into() } else { hooks },
         capacity: number(&keys.capacity).unwrap_or(CAPACITY).clamp(1, CAPACITY_MAX),
+        knock: Knock {
+            extends: terms.extend_on_knock,
+            counts: keys.counters.unwrap_or(false),
+            log: keys.log.map_or_else(Log::default, |key| key.0),
+        },
     }
 }
 
@@ -239,7 +249,8 @@ fn broken(keys: &Keys, name: JailName, sheet: JailSheet, library: &Library, serv
     let words = keys.port.as_ref().map(|port| &port.value.0).or(file.as_ref().map(|file| &file.port));
     let ports = words.and_then(|words| ports::ports(words, services).ok()).unwrap_or(Ports::All);
     let terms = terms(keys, &name, &sheet.keys, None, false);
-    Broken { terms, cell: cell(keys, &name, ports), faults: sheet.faults }
+    let cell = cell(keys, &terms, ports);
+    Broken { terms, cell, faults: sheet.faults }
 }
 
 /// What a jail reads: the logs, the journal and the command that it names, else what its rule says. `own` are the

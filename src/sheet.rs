@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,18 +14,15 @@ use crate::acquire::journalmatch::Matches;
 use crate::acquire::place::{Origin, Place};
 use crate::detect::{Library, NORMAL};
 use crate::host::{self, Services};
-use crate::jail::FORGET;
-use crate::jail::bantime::{Growth, Increment};
 use crate::jail::friend::FRIEND_FOR;
 use crate::jail::prefix::PrefixLaw;
-use crate::model::{Bantime, Block, Hook, JailName, Kill, Span, Target, plain};
+use crate::model::{Bantime, Block, Hook, JailName, Kill, Log, Span, plain};
 use crate::never::{self, Entry};
 use crate::notices::{self, Notices};
 use crate::ports;
+use crate::words::{CountBy, Distinct, Enabled, Extend, FriendFor, IncrementKeys, PrefixKeys};
 use crate::yaml::{self, Fault, Location, Many, Spanned, Text};
 
-/// The longest that a growing ban gets where nothing is said: five weeks.
-const MAXTIME: Duration = Duration::from_secs(35 * 86_400);
 /// The most failures that a jail may ask for: each is remembered with 8 bytes for each address.
 const MAXRETRY_MAX: u32 = 1_000;
 /// The most elements that one set may be told to hold.
@@ -36,13 +32,6 @@ pub const CAPACITY_MAX: u32 = 1 << 24;
 const USER_ADDRS_MAX: u32 = 64;
 /// A series begins after so many addresses where nothing is said.
 const USER_ADDRS: u32 = 8;
-/// How many banned addresses of a network ban it, and within which time, where nothing is said: more than chance or a
-/// few infected customers behind one carrier-grade NAT bring about, a sixteenth of a /24.
-const PREFIX_OFFENDERS: u32 = 16;
-const PREFIX_FINDTIME: Duration = Duration::from_secs(86_400);
-/// The most that a jail may ask for.
-const PREFIX_OFFENDERS_MAX: u32 = 10_000;
-
 /// One file as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -83,145 +72,9 @@ pub struct Keys {
     pub distinct: Option<Spanned<Distinct>>,
     pub tz: Option<Spanned<String>>,
     pub prefix: Option<Spanned<PrefixKeys>>,
-}
-
-/// How long a log-in makes a friend; none where it never does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FriendFor(Option<Duration>);
-
-impl FromStr for FriendFor {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "never" => Ok(FriendFor(None)),
-            _ => Ok(FriendFor(Some(text.parse::<Span>().map_err(|error| format!("{error}, or never"))?.0))),
-        }
-    }
-}
-
-/// By what a jail counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CountBy {
-    /// Failures of an address.
-    Addr,
-    /// Addresses that try the same user.
-    User,
-    /// Banned addresses of a network.
-    Prefix,
-}
-
-impl FromStr for CountBy {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "addr" => Ok(CountBy::Addr),
-            "user" => Ok(CountBy::User),
-            "prefix" => Ok(CountBy::Prefix),
-            _ => Err(yaml::unknown("word", text, &["addr", "user", "prefix"])),
-        }
-    }
-}
-
-/// Failures that are alike in this count as one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Distinct {
-    Path,
-}
-
-/// Whether a jail runs: `true`, `false`, or `auto`, which is where its service is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Enabled {
-    Yes,
-    No,
-    Auto,
-}
-
-impl FromStr for Enabled {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "true" => Ok(Enabled::Yes),
-            "false" => Ok(Enabled::No),
-            "auto" => Ok(Enabled::Auto),
-            _ => Err("write true, false or auto"),
-        }
-    }
-}
-
-/// When whole networks are banned, as it is written.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PrefixKeys {
-    v4: Option<Many<u8>>,
-    v6: Option<Many<u8>>,
-    offenders: Option<u32>,
-    findtime: Option<Text<Span>>,
-    force: Option<bool>,
-}
-
-impl PrefixKeys {
-    pub fn law(&self) -> Result<PrefixLaw, String> {
-        let lengths = |key: &Option<Many<u8>>, otherwise: &[u8]| {
-            key.as_ref().map_or_else(|| otherwise.to_vec(), |lengths| lengths.0.clone())
-        };
-        let (v4, v6) = (lengths(&self.v4, &[24]), lengths(&self.v6, &[56, 48]));
-        let hosts = ["192.0.2.1", "2001:db8::1"].map(|addr| Target::of(addr.parse().expect("an address")));
-        for (lengths, host) in [(&v4, hosts[0]), (&v6, hosts[1])] {
-            for length in lengths {
-                let wrong = match host.within(*length) {
-                    None => "no network that can be banned: v4 is from 8 to 31, v6 from 16 to 63",
-                    Some(net) if net.needs_force() && self.force != Some(true) => {
-                        "wider than /16 (v6: /32): add force: true if you mean it"
-                    }
-                    Some(_) => continue,
-                };
-                return Err(format!("/{length} is {wrong}"));
-            }
-        }
-        let offenders = self.offenders.unwrap_or(PREFIX_OFFENDERS);
-        if !(2..=PREFIX_OFFENDERS_MAX).contains(&offenders) {
-            return Err(format!("offenders must be from 2 to {PREFIX_OFFENDERS_MAX}"));
-        }
-        Ok(PrefixLaw { v4, v6, offenders, findtime: self.findtime.map_or(PREFIX_FINDTIME, |span| span.0.0) })
-    }
-}
-
-/// How bans grow, as it is written.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct IncrementKeys {
-    factor: Option<u32>,
-    steps: Option<Vec<Text<Span>>>,
-    maxtime: Option<Text<Span>>,
-    rndtime: Option<Text<Span>>,
-    overalljails: Option<bool>,
-    forget: Option<Text<Span>>,
-    forever_at: Option<u32>,
-}
-
-impl IncrementKeys {
-    pub fn increment(&self) -> Result<Increment, &'static str> {
-        let growth = match (self.factor, &self.steps) {
-            (Some(_), Some(_)) => return Err("factor and steps exclude each other: keep one"),
-            (Some(0), None) => return Err("a factor of 0 would end every ban: write 2 to double them"),
-            (None, Some(steps)) if steps.is_empty() => return Err("steps need at least one length"),
-            (None, Some(steps)) => Growth::Steps(steps.iter().map(|step| step.0.0).collect()),
-            (factor, None) => Growth::Factor(factor.unwrap_or(2)),
-        };
-        let length = |key: &Option<Text<Span>>, otherwise| key.as_ref().map_or(otherwise, |span| span.0.0);
-        Ok(Increment {
-            growth,
-            maxtime: length(&self.maxtime, MAXTIME),
-            rndtime: length(&self.rndtime, Duration::ZERO),
-            overalljails: self.overalljails.unwrap_or(false),
-            forget: length(&self.forget, FORGET),
-            forever_at: self.forever_at.filter(|number| *number > 0),
-        })
-    }
+    pub extend_on_knock: Option<Text<Extend>>,
+    pub counters: Option<bool>,
+    pub log: Option<Text<Log>>,
 }
 
 /// What is wrong with the words of a command.
@@ -471,6 +324,9 @@ impl Keys {
             distinct: upper.distinct.or(below.distinct),
             tz: upper.tz.or(below.tz),
             prefix: upper.prefix.or(below.prefix),
+            extend_on_knock: upper.extend_on_knock.or(below.extend_on_knock),
+            counters: upper.counters.or(below.counters),
+            log: upper.log.or(below.log),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::acquire::file::{Follower, Start};
 use crate::acquire::files::Files;
 use crate::acquire::journal::Journal;
 use crate::acquire::journalmatch::Matches;
-use crate::acquire::place::{Origin, Place};
+use crate::acquire::place::{Channel, Origin, Place};
 use crate::acquire::ready::Ready;
 use crate::acquire::stream::Stream;
 use crate::acquire::{Aimed, Line, Notice, Progress, SourceId, Watch, What};
@@ -272,6 +272,17 @@ impl Sources {
             }
         }
         positions
+    }
+
+    /// The sources where the kernel tells of packets, and nobody else can.
+    pub fn of_packets(&self) -> BTreeSet<usize> {
+        let is_one = |followed: &Followed| matches!(followed.place, Place::Stream(Channel::Nflog(_)));
+        self.followed
+            .iter()
+            .enumerate()
+            .filter(|(_, followed)| is_one(followed))
+            .map(|(number, _)| number)
+            .collect()
     }
 
     pub fn len(&self) -> usize {

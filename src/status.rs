@@ -56,6 +56,8 @@ pub struct JailStatus {
     pub maxretry: u32,
     pub findtime: String,
     pub bantime: String,
+    /// A banned host that tries again stays banned until it was silent for so long; none where a ban just ends.
+    pub extend_on_knock: Option<String>,
     /// Addresses that have failed lately and are not banned for it.
     pub failing: usize,
     /// Failures counted since the start.
@@ -120,6 +122,9 @@ pub struct BanStatus {
     pub at: Timestamp,
     /// None: it never ends.
     pub ends: Option<Timestamp>,
+    /// The packets of it that were dropped, where the jail counts them for each ban.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<Dropped>,
 }
 
 /// What `nftjail doctor` found.
@@ -229,6 +234,8 @@ pub enum Happened {
     Overdue,
     Banned,
     Extended,
+    /// A banned host tried again, and stays banned for longer.
+    Knocked,
     /// A ban that somebody took out of the kernel is back.
     PutBack,
     /// Our table, which somebody damaged, is whole again.
@@ -247,13 +254,14 @@ pub enum Happened {
 
 impl Happened {
     /// All kinds, by the names that configuration and JSON use.
-    pub const ALL: [(Happened, &'static str); 13] = [
+    pub const ALL: [(Happened, &'static str); 14] = [
         (Happened::Failed, "failed"),
         (Happened::Series, "series"),
         (Happened::Ignored, "ignored"),
         (Happened::Overdue, "overdue"),
         (Happened::Banned, "banned"),
         (Happened::Extended, "extended"),
+        (Happened::Knocked, "knocked"),
         (Happened::PutBack, "put_back"),
         (Happened::Repaired, "repaired"),
         (Happened::Adopted, "adopted"),

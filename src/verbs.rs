@@ -97,6 +97,8 @@ pub(crate) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// See it live: failures and bans a second, jails, attackers, newest bans; search, unban, ignore
+    Top,
     /// Let the running agent say more or less in its own log
     LogLevel {
         /// error, warn, info or debug

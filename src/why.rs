@@ -8,13 +8,13 @@ use crate::control::{Failed, Period, Response, failed};
 use crate::daemon::Daemon;
 use crate::enforcer;
 use crate::evidence::Clue;
+use crate::held::Found;
 use crate::history::{Part, Reader};
 use crate::host;
 use crate::jail::Jail;
 use crate::jail::allow::unbannable;
-use crate::model::{Ban, Target, Timestamp};
+use crate::model::{Ban, Dropped, Target, Timestamp};
 use crate::nft::Refusal;
-use crate::nft::table::Standing;
 use crate::resolve::JailConfig;
 use crate::status::{BanStatus, Evidence, IgnoredStatus, Kernel, Past, Why, WhyJail};
 
@@ -36,7 +36,11 @@ impl Daemon {
         tokio::spawn(async move {
             for jail in &mut why.jails {
                 if let Some(target) = jail.ban.as_ref().map(|ban| ban.target).or(jail.network) {
-                    jail.kernel = kernel(enforcer.look(jail.jail.clone(), target).await);
+                    let found = enforcer.look(jail.jail.clone(), target).await;
+                    if let (Some(ban), Ok(Some((_, dropped)))) = (&mut jail.ban, &found) {
+                        ban.dropped = dropped.or(ban.dropped);
+                    }
+                    jail.kernel = kernel(found);
                 }
             }
             let past = tokio::task::spawn_blocking(move || reader.of_target(target)).await;
@@ -66,7 +70,7 @@ impl Daemon {
             jail: terms.name.clone(),
             rule: config.rule.name().to_owned(),
             ports: config.ports.to_string(),
-            ban: ban.map(status),
+            ban: ban.map(|ban| status(ban, jail.dropped(target))),
             network: jail.banned_around(target),
             kernel: Kernel::NotAsked,
             bans: jail.earlier_bans(target, now),
@@ -99,13 +103,13 @@ impl Daemon {
     }
 }
 
-pub(crate) fn status(ban: &Ban) -> BanStatus {
-    BanStatus { jail: ban.jail.clone(), target: ban.target, at: ban.at, ends: ban.end() }
+pub(crate) fn status(ban: &Ban, dropped: Option<Dropped>) -> BanStatus {
+    BanStatus { jail: ban.jail.clone(), target: ban.target, at: ban.at, ends: ban.end(), dropped }
 }
 
-fn kernel(found: Result<Option<Standing>, Refusal>) -> Kernel {
+fn kernel(found: Result<Option<Found>, Refusal>) -> Kernel {
     match found {
-        Ok(Some(standing)) => Kernel::Holds { ends: enforcer::ban(&standing, host::now()).end() },
+        Ok(Some((standing, _))) => Kernel::Holds { ends: enforcer::ban(&standing, host::now()).end() },
         Ok(None) => Kernel::Misses,
         Err(refusal) => Kernel::Silent(refusal.to_string()),
     }

@@ -18,7 +18,7 @@ use nftjail::model::{
 };
 use nftjail::nft::memory::Memory;
 use nftjail::nft::plan;
-use nftjail::nft::table::{Element, Standing, Table};
+use nftjail::nft::table::{Element, Key, Table};
 use nftjail::nft::transaction::{Operation, Transaction};
 use nftjail::nft::{Firewall, Refusal};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -115,8 +115,12 @@ impl Firewall for Shared {
         self.kernel().memory.dropped()
     }
 
-    fn remaining(&mut self, jail: &JailName, target: Target) -> Result<Option<Standing>, Refusal> {
-        self.kernel().memory.remaining(jail, target)
+    fn element(&mut self, set: &str, key: Key) -> Result<Option<Element>, Refusal> {
+        self.kernel().memory.element(set, key)
+    }
+
+    fn elements(&mut self, set: &str) -> Result<Vec<Element>, Refusal> {
+        self.kernel().memory.elements(set)
     }
 }
 
@@ -160,6 +164,7 @@ fn engine(laws: &[Law]) -> Engine {
         ignoreip: Allow::new(&law.ignoreip),
         hears_bans: law.hears_bans,
         prefix: law.prefix.clone(),
+        extend_on_knock: None,
     });
     let heard = rules().iter().filter(|(name, _)| laws.iter().any(|law| law.name == *name));
     let listeners =
@@ -177,6 +182,7 @@ impl World {
             capacity,
             block: nftjail::model::Block::Drop,
             hooks: [nftjail::model::Hook::Prerouting].into(),
+            knock: nftjail::model::Knock::default(),
         };
         let layout = Layout { cells: laws.iter().map(cell).collect(), ..Layout::default() };
         let kernel = Shared::default();

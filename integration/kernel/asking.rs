@@ -269,3 +269,50 @@ fn a_thousand_hostile_clients_delay_no_ban_and_take_no_memory() {
     assert!(grown < 4_096, "{grown} KiB more");
     drop(clients);
 }
+
+/// `nftjail top` in a real terminal, ended with this value.
+struct Screen<'a>(&'a Scene);
+
+impl Screen<'_> {
+    fn tmux(&self, arguments: &[&str]) -> String {
+        let mut tmux = self.0.on_server("tmux");
+        tmux.arg("-S").arg(self.0.path("tmux")).args(["-f", "/dev/null"]).args(arguments);
+        String::from_utf8(tmux.output().unwrap().stdout).unwrap()
+    }
+
+    fn wait_for(&self, what: &str) {
+        self.0.wait_for(what, || self.tmux(&["capture-pane", "-p", "-t", "top"]).contains(what));
+    }
+
+    fn press(&self, keys: &[&str]) {
+        self.tmux(&[&["send-keys", "-t", "top"], keys].concat());
+    }
+}
+
+impl Drop for Screen<'_> {
+    fn drop(&mut self) {
+        self.tmux(&["kill-server"]);
+    }
+}
+
+#[test]
+fn the_live_view_shows_what_happens_and_unbans_when_it_is_confirmed() {
+    let scene = Scene::new();
+    let _agent = Agent::start(&scene, CONFIG);
+    ban(&scene);
+    let screen = Screen(&scene);
+    let top = nftjail(&scene, &["top"]);
+    let words: Vec<&str> = top.get_args().skip(3).map(|word| word.to_str().unwrap()).collect();
+    screen.tmux(&[&["new-session", "-d", "-s", "top", "-x", "120", "-y", "30"], &words[..]].concat());
+    screen.wait_for("1 bans, the newest first");
+    screen.wait_for("1 jail ok");
+    scene.fail("203.0.113.99", 1);
+    screen.wait_for("203.0.113.99");
+    screen.press(&["Down", "u"]);
+    screen.wait_for("unban 203.0.113.7? y/n");
+    screen.press(&["y"]);
+    screen.wait_for("203.0.113.7 is free again");
+    assert!(!scene.holds("sshd_v4", ATTACKER));
+    screen.press(&["q"]);
+    scene.wait_for("the end", || !screen.tmux(&["list-sessions"]).contains("top"));
+}

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use nftjail::model::{
-    Ban, Bantime, Block, Cell, Change, Hook, JailName, Layout, Ports, Protocol, Target, Timestamp,
+    Ban, Bantime, Block, Cell, Change, Hook, JailName, Knock, Layout, Ports, Protocol, Target, Timestamp,
 };
 use nftjail::nft::netlink::Netlink;
 use nftjail::nft::table::{Standing, Table};
@@ -64,7 +64,14 @@ pub fn jail(name: &str) -> JailName {
 
 pub fn cell(name: &str, ports: &[(Protocol, u16)], capacity: u32) -> Cell {
     let ports = if ports.is_empty() { Ports::All } else { Ports::Some(ports.iter().copied().collect()) };
-    Cell { jail: jail(name), ports, block: Block::Drop, hooks: [Hook::Prerouting].into(), capacity }
+    Cell {
+        jail: jail(name),
+        ports,
+        block: Block::Drop,
+        hooks: [Hook::Prerouting].into(),
+        capacity,
+        knock: Knock::default(),
+    }
 }
 
 /// The jails of `layout.nft`.

@@ -50,7 +50,8 @@ impl fmt::Debug for Start {
 ///
 /// Files that came and were rotated away between two looks, or while we did not run, are found beside it by their
 /// names ([`is_rotated`]) and the time when they were made; and so is the copy that `copytruncate` makes, for what
-/// was not read of a file when it was truncated.
+/// was not read of a file when it was truncated. A time is as fine as the tick of the kernel's clock, some
+/// milliseconds, so that it only says where to look: what a file is, its beginning says.
 ///
 /// Some losses cannot be helped: what was written between the copying and the truncating, what was not read when it
 /// was deleted or compressed while we did not run, and a file that came and was deleted between two looks.
@@ -66,6 +67,10 @@ pub struct Follower {
     /// What is known of files that were read before; its open positions are `closed` and those of the tails.
     pub(super) before: Positions,
     pub(super) others: Inodes,
+    /// The inodes that were open here when that was told: they are none of the others'.
+    pub(super) own: Vec<u64>,
+    /// What is beside the name is to be looked at again: it changed too fast, or more is wanted of it.
+    pub(super) unsettled: bool,
     /// When the current file had been written to when it was last seen to have the name; [`Positions::since`] once
     /// it is known not to have been truncated by then.
     seen: Option<i64>,
@@ -131,6 +136,8 @@ impl Follower {
             closed: std::mem::take(&mut before.open),
             before,
             others: Inodes::default(),
+            own: Vec::new(),
+            unsettled: false,
             seen: None,
             start: None,
             trouble: None,
@@ -143,10 +150,6 @@ impl Follower {
     pub fn read(&mut self, now: Timestamp, budget_bytes: usize, sink: &mut dyn FnMut(Line<'_>)) -> Progress {
         let trouble_before = self.trouble.clone();
         self.look(now);
-        if self.current.is_some() {
-            let passed = self.closed.drain(..);
-            passed.for_each(|position| self.before.pass(position.identity.head));
-        }
         let left = budget_bytes.max(1);
         let mut reading = Reading {
             now,
@@ -167,8 +170,17 @@ impl Follower {
             self.trouble = Some(trouble);
         }
         let Reading { mut progress, notices, .. } = reading;
+        // The current file was found beside the name: something else may have that.
+        progress.more |= self.current.is_none() && self.trouble.is_none();
+        if self.current.is_some() {
+            progress.more |= self.unsettled;
+            if !self.unsettled {
+                let passed = self.closed.drain(..);
+                passed.for_each(|position| self.before.pass(position.identity.head));
+            }
+        }
         if !progress.more {
-            self.before.since = self.before.since.max(self.seen);
+            self.before.settle(self.seen);
         }
         let known = self.current.is_some() || self.trouble == Some(What::Missing);
         self.caught_up |= known && !progress.more;
@@ -224,14 +236,16 @@ impl Follower {
         old.or_else(|| self.current.take_if(|tail| is_it(tail))).map(|tail| tail.position())
     }
 
-    /// Where to go on in a file that had another name, when it takes this one.
+    /// Where to go on in a file that had another name, when it takes this one or is found beside it.
     pub(super) fn expect(&mut self, position: Position) {
         self.closed.push(position);
+        self.unsettled = true;
     }
 
     /// What is read under other names from now on.
     pub(super) fn know_others(&mut self, others: &Inodes) {
         self.others = others.clone();
+        self.own = self.beginnings().map(|(inode, _)| inode).collect();
     }
 
     /// Whether all was read, and nothing has the name.
@@ -242,16 +256,19 @@ impl Follower {
     /// Reads the old files and then the current one, through truncations. The last error stands for all.
     fn read_tails(&mut self, reading: &mut Reading) -> io::Result<()> {
         let mut result = Ok(());
-        // What is written to an old file while it is read must not come after what is written to the next one later:
-        // each is read as far as it reaches now, and the rest when the older ones were read to their new end.
-        let several = !self.old.is_empty();
-        for tail in self.old.iter_mut().chain(&mut self.current) {
-            tail.limit = if several { tail.size() } else { u64::MAX };
-        }
-        // Files of procfs(5) never agree with their size: each may be found truncated once, and not hold us here.
+        // Files of procfs(5) never agree with their size, and must not hold us here.
         let mut patience = self.old.len() + 1;
         let mut index = 0;
-        while let Some(tail) = self.old.iter_mut().chain(&mut self.current).nth(index) {
+        self.set_limits();
+        loop {
+            // Until it is known how the current file begins, nothing tells whether it was filled, copied and emptied.
+            if index == self.old.len() && self.current.as_mut().is_some_and(Tail::learn) {
+                self.open_missed(Some(index), reading.now);
+                self.set_limits();
+                index = 0;
+            }
+            let several = !self.old.is_empty();
+            let Some(tail) = self.old.iter_mut().chain(&mut self.current).nth(index) else { break };
             match tail.read(reading) {
                 Ok(Read::ToTheEnd) => {
                     reading.progress.more |= several && !tail.drained;
@@ -261,11 +278,21 @@ impl Follower {
                     reading.progress.more = true;
                     break;
                 }
-                Ok(Read::Truncated(_)) if patience == 0 => index += 1,
                 Ok(Read::Truncated(position)) => {
+                    let size = tail.size();
+                    self.closed.push(position);
+                    self.open_missed(Some(index), reading.now);
+                    self.closed.retain(|closed| self.unsettled || *closed != position);
+                    self.before.pass(position.identity.head);
+                    if patience == 0 {
+                        reading.progress.more |= size > 0 || !self.old.is_empty();
+                        break;
+                    }
                     patience -= 1;
                     reading.notices.push(What::Truncated);
-                    self.open_missed(&mut vec![position], Some(index), reading.now);
+                    // What was found may be older than what was read already.
+                    self.set_limits();
+                    index = 0;
                 }
                 Err(error) => {
                     result = Err(error);
@@ -274,6 +301,16 @@ impl Follower {
             }
         }
         result
+    }
+
+    /// What is written to an old file while it is read must not come after what is written to the next one later: each
+    /// is read as far as it reaches now, and the rest when the older ones were read to their new end. The youngest is
+    /// asked first, so that what it has now is no younger than what the older ones have then.
+    fn set_limits(&mut self) {
+        let several = !self.old.is_empty();
+        for tail in self.old.iter_mut().chain(&mut self.current).rev() {
+            tail.limit = if several { tail.size() } else { u64::MAX };
+        }
     }
 
     /// Finds out what has the name now.
@@ -289,7 +326,13 @@ impl Follower {
         let is_current = |tail: &Tail| tail.identity.is_inode(found.dev(), found.ino());
         if self.current.as_ref().is_some_and(is_current) {
             self.trouble = None;
+            // What was empty when it was last seen may have been filled, copied and emptied since.
+            let is_unknown = self.current.as_ref().is_some_and(|tail| tail.identity.head.is_empty());
+            self.unsettled |= is_unknown && self.seen.is_some_and(|seen| seen < written(&found));
             self.seen = Some(written(&found));
+            if self.unsettled {
+                self.open_missed(Some(self.old.len()), now);
+            }
             return;
         }
         match open(&self.path) {
@@ -318,13 +361,12 @@ impl Follower {
         match self.adopt(file, now) {
             Ok(None) => {}
             Ok(Some(tail)) => {
-                let rotated = self.current.is_some();
+                let rotated = self.current.is_some() || self.trouble.is_none() && self.seen.is_some();
                 self.retire(now);
-                let mut closed = std::mem::take(&mut self.closed);
                 self.current = Some(tail);
-                self.open_missed(&mut closed, None, now);
-                self.closed = closed;
+                self.open_missed(None, now);
                 self.seen = Some(written(found));
+                self.before.since.get_or_insert(written(found));
                 if rotated {
                     self.notices.push(What::Rotated);
                 } else if self.trouble.is_some() {

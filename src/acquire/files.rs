@@ -14,7 +14,7 @@ use crate::model::Timestamp;
 use super::file::{Follower, Inodes, Start};
 use super::glob::{Glob, Way};
 use super::identity::{Head, Position, Positions};
-use super::rotated::{is_compressed, originals};
+use super::rotated::{self, is_compressed};
 use super::tail::written;
 use super::{Line, Notice, OpenFile, Progress, What};
 
@@ -22,7 +22,7 @@ use super::{Line, Notice, OpenFile, Progress, What};
 pub const FILES_MAX: usize = 1_000;
 /// Of so many files it is remembered how they began.
 const KNOWN_MAX: usize = 4 * FILES_MAX;
-/// The positions of so many files that are gone are remembered, should one come back under another name.
+/// Of so many names that are not followed any more it is remembered how far their files were read.
 const DEPARTED_MAX: usize = 1_000;
 
 /// Says where to begin in a file that is there at the first look.
@@ -30,16 +30,20 @@ pub type StartOf = Box<dyn Fn() -> Start + Send>;
 
 /// The files of one pattern, each with a follower.
 ///
-/// What a rotator has put aside is not a log of its own, though it may match: a name that [`originals`] traces to
+/// What a rotator has put aside is not a log of its own, though it may match: a name that [`rotated::originals`] traces to
 /// another that matches is left to the follower of that one, and compressed files are nobody's. A file is followed
 /// under one name, even where it has several or links lead to it; when it is renamed among the names that match, its
 /// position goes with it. Files that appear are read from their beginning.
+///
+/// A name that was followed once is a log's name: it is remembered with what was read of it, and what a rotator made
+/// of it is none of its own, also while nothing has the name.
 pub struct Files {
     glob: Glob,
     /// By a number that is never given again.
     followers: BTreeMap<u32, Follower>,
     last_number: u32,
-    departed: Vec<Position>,
+    /// The names that were followed, those that went first first.
+    departed: Vec<(PathBuf, Positions)>,
     /// Where to begin in the files of the first look, where nothing was saved.
     start: Option<StartOf>,
     ways: Vec<Way>,
@@ -55,7 +59,8 @@ pub struct Files {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct SavedFiles {
     files: BTreeMap<PathBuf, Positions>,
-    departed: Vec<Position>,
+    #[serde(default)]
+    gone: Vec<(PathBuf, Positions)>,
     since: Option<i64>,
 }
 
@@ -78,11 +83,18 @@ struct Candidate {
     written: i64,
 }
 
+/// What to do with the names that were listed.
+struct Chosen {
+    followed: Vec<Candidate>,
+    left: BTreeSet<PathBuf>,
+    too_many: bool,
+}
+
 impl Files {
     /// Follows nothing yet but what was saved; [`Files::look`] finds the others.
     pub fn open(glob: &Glob, saved: Option<SavedFiles>, start: StartOf, now: Timestamp) -> Files {
         let start = saved.is_none().then_some(start);
-        let SavedFiles { mut files, departed, since } = saved.unwrap_or_default();
+        let SavedFiles { mut files, gone, since } = saved.unwrap_or_default();
         give_to_owners(&mut files);
         let saved = files.values().flat_map(|positions| &positions.open).map(|position| position.identity);
         let known: BTreeMap<u64, Head> = saved.map(|identity| (identity.inode, identity.head)).collect();
@@ -96,7 +108,7 @@ impl Files {
             glob: glob.clone(),
             followers,
             last_number,
-            departed,
+            departed: gone,
             start,
             ways: Vec::new(),
             since,
@@ -112,14 +124,13 @@ impl Files {
     pub fn look(&mut self, now: Timestamp) -> Looked {
         let found = self.glob.look();
         self.ways = found.ways;
-        let matching: BTreeSet<PathBuf> = found.paths.into_iter().collect();
-        let (chosen, too_many) = self.choose(&matching);
+        let listed: BTreeSet<PathBuf> = found.paths.into_iter().collect();
+        let Chosen { followed, left, too_many } = self.choose(&listed);
         let mut looked = Looked::default();
         if (too_many || found.more) && !std::mem::replace(&mut self.too_many, too_many || found.more) {
             looked.notices.push(Notice { path: self.glob.path(), what: What::TooMany(FILES_MAX) });
         }
-        self.hand_over(&chosen, &mut looked);
-        for Candidate { path, inode, .. } in &chosen {
+        for Candidate { path, inode, .. } in &followed {
             if self.is_followed(path) {
                 continue;
             }
@@ -127,9 +138,7 @@ impl Files {
                 Follower::open_at(path, None, start(), Inodes::default(), now)
             } else {
                 looked.notices.push(Notice { path: path.clone(), what: What::Appeared });
-                let is_back = |position: &mut Position| position.identity.inode == inode.1;
-                let open = self.departed.extract_if(.., is_back).collect();
-                Follower::expecting(path, Positions { open, since: self.since, ..Positions::default() })
+                Follower::expecting(path, self.come_back(path, inode.1))
             };
             self.last_number += 1;
             self.followers.insert(self.last_number, follower);
@@ -137,18 +146,11 @@ impl Files {
         }
         self.start = None;
         self.since = found.changed;
-        let is_chosen = |path: &Path| chosen.iter().any(|candidate| candidate.path == path);
-        let left_out =
-            |follower: &Follower| matching.contains(follower.path()) && !is_chosen(follower.path());
-        let gone: Vec<u32> = self
-            .followers
-            .iter()
-            .filter(|(_, follower)| left_out(follower))
-            .map(|(number, _)| *number)
-            .collect();
-        gone.iter().for_each(|number| self.let_go(*number));
+        self.hand_over(&followed, &mut looked);
+        let is_left = |follower: &Follower| left.contains(follower.path());
+        looked.gone = self.numbers(is_left).collect();
+        looked.gone.iter().for_each(|number| looked.awake.extend(self.let_go(*number)));
         self.share_what_is_known();
-        looked.gone = gone;
         looked
     }
 
@@ -181,7 +183,7 @@ impl Files {
     pub fn positions(&self) -> Option<SavedFiles> {
         let position = |follower: &Follower| Some((follower.path().to_owned(), follower.positions()?));
         let files = self.followers.values().filter_map(position).collect();
-        self.start.is_none().then(|| SavedFiles { files, departed: self.departed.clone(), since: self.since })
+        self.start.is_none().then(|| SavedFiles { files, gone: self.departed.clone(), since: self.since })
     }
 
     /// How it stands, in words that begin with `following` where a file is read.
@@ -226,15 +228,19 @@ impl Files {
         self.followers.values().any(|follower| follower.path() == path)
     }
 
-    /// Which names to follow, and whether more deserve it than can be followed.
-    fn choose(&self, matching: &BTreeSet<PathBuf>) -> (Vec<Candidate>, bool) {
-        let followed: BTreeSet<&Path> = self.followers.values().map(Follower::path).collect();
+    fn numbers(&self, which: impl Fn(&Follower) -> bool) -> impl Iterator<Item = u32> {
+        self.followers.iter().filter(move |(_, follower)| which(follower)).map(|(number, _)| *number)
+    }
+
+    /// Which names to follow, which are not to be, and whether more deserve it than can be followed. A name that is
+    /// gone since it was listed is neither: a rotator may be at work.
+    fn choose(&self, listed: &BTreeSet<PathBuf>) -> Chosen {
+        let followed = self.followers.values().map(Follower::path);
+        let known: BTreeSet<&Path> = followed.chain(self.departed.iter().map(|(path, _)| &**path)).collect();
         let is_own = |path: &PathBuf| {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let mut originals = originals(name).map(|original| path.with_file_name(original));
-            let rotated =
-                originals.any(|original| matching.contains(&original) || followed.contains(&*original));
-            !is_compressed(name) && !rotated
+            let mut originals = originals(path);
+            let rotated = originals.any(|original| listed.contains(&original) || known.contains(&*original));
+            !rotated && !path.to_str().is_some_and(is_compressed)
         };
         let candidate = |path: &PathBuf| {
             let is_link = fs::symlink_metadata(path).ok()?.is_symlink();
@@ -247,17 +253,33 @@ impl Files {
                 written: written(&found),
             })
         };
-        let mut chosen: Vec<Candidate> =
-            matching.iter().filter(|path| is_own(path)).filter_map(candidate).collect();
-        chosen.sort_by_key(|candidate| candidate.is_link);
+        let (own, others): (Vec<&PathBuf>, Vec<&PathBuf>) = listed.iter().partition(|path| is_own(path));
+        let mut left: BTreeSet<PathBuf> = others.into_iter().cloned().collect();
+        let mut found: Vec<Candidate> = own.into_iter().filter_map(candidate).collect();
+        left.extend(found.iter().map(|candidate| candidate.path.clone()));
+        found.sort_by_key(|candidate| candidate.is_link);
         let mut seen = BTreeSet::new();
-        chosen.retain(|candidate| seen.insert(candidate.inode));
-        let too_many = chosen.len() > FILES_MAX;
+        found.retain(|candidate| seen.insert(candidate.inode));
+        let too_many = found.len() > FILES_MAX;
         if too_many {
-            chosen.sort_by_key(|candidate| Reverse(candidate.written));
-            chosen.truncate(FILES_MAX);
+            found.sort_by_key(|candidate| Reverse(candidate.written));
+            found.truncate(FILES_MAX);
         }
-        (chosen, too_many)
+        found.iter().for_each(|candidate| _ = left.remove(&candidate.path));
+        Chosen { followed: found, left, too_many }
+    }
+
+    /// What is known of a name that appears with this file.
+    fn come_back(&mut self, path: &Path, inode: u64) -> Positions {
+        let is_back = |position: &mut Position| position.identity.inode == inode;
+        let departed = self.departed.iter_mut().filter(|(other, _)| other != path);
+        let open: Vec<Position> =
+            departed.flat_map(|(_, positions)| positions.open.extract_if(.., is_back)).collect();
+        let index = self.departed.iter().position(|(other, _)| other == path);
+        let known = index.map(|index| self.departed.remove(index).1);
+        let mut known = known.unwrap_or(Positions { since: self.since, ..Positions::default() });
+        known.open.extend(open);
+        known
     }
 
     /// Gives the position in a file that changed its name to the follower of its new name.
@@ -276,22 +298,35 @@ impl Files {
             }
         }
         for (owner, position) in moved {
-            match self.followers.iter_mut().find(|(_, follower)| follower.path() == owner) {
-                Some((number, follower)) => {
-                    follower.expect(position);
-                    looked.awake.push(*number);
-                }
-                None => self.departed.push(position),
+            if let Some((number, follower)) =
+                self.followers.iter_mut().find(|(_, follower)| follower.path() == owner)
+            {
+                follower.expect(position);
+                looked.awake.push(*number);
             }
         }
     }
 
-    fn let_go(&mut self, number: u32) {
-        let Some(follower) = self.followers.remove(&number) else { return };
-        self.departed.extend(follower.positions().into_iter().flat_map(|positions| positions.open));
+    /// Follows this one no more. What a rotator made of another is read on by who follows that, whose number it is.
+    fn let_go(&mut self, number: u32) -> Option<u32> {
+        let follower = self.followers.remove(&number)?;
+        let (path, positions) = (follower.path(), follower.positions()?);
+        let is_original = |other: &Follower| originals(path).any(|original| original == other.path());
+        if let Some((number, original)) = self.followers.iter_mut().find(|(_, other)| is_original(other)) {
+            positions.open.into_iter().for_each(|position| original.expect(position));
+            return Some(*number);
+        }
+        self.departed.push((path.to_owned(), positions));
         let too_many = self.departed.len().saturating_sub(DEPARTED_MAX);
         self.departed.drain(..too_many);
+        None
     }
+}
+
+/// What the file of this name may have been called before a rotator named it so.
+fn originals(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    rotated::originals(name).map(|original| path.with_file_name(original))
 }
 
 /// Gives the positions in files that changed their names among those that were saved to the names they have now.

@@ -78,13 +78,23 @@ pub struct Positions {
     pub since: Option<i64>,
 }
 
-/// How many past beginnings are remembered for one name.
-pub const PAST_MAX: usize = 16;
+/// So many past beginnings are remembered of the files of one name that a rotator may have made since it was last read,
+/// and so many of those before.
+pub const PAST_MAX: usize = 128;
+const PAST_KEPT: usize = 16;
 
 impl Positions {
     /// Whether nothing was ever read.
     pub fn is_empty(&self) -> bool {
         self.open.is_empty() && self.past.is_empty()
+    }
+
+    /// All that a rotator made before this time was read, or is known.
+    pub fn settle(&mut self, since: Option<i64>) {
+        if self.since < since {
+            self.since = since;
+            self.past.drain(..self.past.len().saturating_sub(PAST_KEPT));
+        }
     }
 
     /// Remembers a beginning, and forgets the oldest where there are too many.

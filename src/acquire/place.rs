@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::model::NFLOG_GROUP;
 use crate::yaml;
 
 use super::glob::{Glob, is_wild};
@@ -32,6 +33,8 @@ pub enum Channel {
     Unix(PathBuf),
     /// Datagrams to this loopback address.
     Udp(SocketAddr),
+    /// Packets that rules of the firewall tell this group of NFLOG.
+    Nflog(u16),
     /// Our standard input; only the command line can ask for it.
     Stdin,
     /// What a program prints: its name and its arguments, for no shell to read.
@@ -39,7 +42,7 @@ pub enum Channel {
 }
 
 /// The words that stand before a colon.
-const KINDS: [&str; 3] = ["fifo", "udp", "unix"];
+const KINDS: [&str; 4] = ["fifo", "nflog", "udp", "unix"];
 /// The longest name of a socket, in bytes: unix(7).
 const SOCKET_BYTES_MAX: usize = 107;
 
@@ -70,6 +73,7 @@ impl fmt::Display for Channel {
             Channel::Fifo(path) => write!(f, "fifo:{}", path.display()),
             Channel::Unix(path) => write!(f, "unix:{}", path.display()),
             Channel::Udp(address) => write!(f, "udp:{address}"),
+            Channel::Nflog(group) => write!(f, "nflog:{group}"),
             Channel::Stdin => f.write_str("stdin"),
             Channel::Command(argv) => write!(f, "command:{}", argv.join(" ")),
         }
@@ -98,6 +102,10 @@ impl FromStr for Place {
                 rest.len()
             )),
             "unix" => absolute(kind, rest).map(|path| Place::Stream(Channel::Unix(path))),
+            "nflog" => match rest.parse() {
+                Ok(group) => Ok(Place::Stream(Channel::Nflog(group))),
+                Err(_) => Err(NFLOG_GROUP.to_owned()),
+            },
             "udp" => loopback(rest).map(|address| Place::Stream(Channel::Udp(address))),
             _ => Err(yaml::unknown("kind of source", kind, &KINDS)),
         }
@@ -187,6 +195,7 @@ mod tests {
             "unix:/run/a",
             "udp:127.0.0.1:514",
             "udp:[::1]:514",
+            "nflog:5",
         ] {
             assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
         }
@@ -197,10 +206,11 @@ mod tests {
     fn a_place_that_cannot_be_is_told_with_what_to_write() {
         for (text, wanted) in [
             ("fifi:/run/x", "unknown kind of source \"fifi\": did you mean fifo?"),
-            ("tcp:127.0.0.1:514", "unknown kind of source \"tcp\": there are fifo, udp, unix"),
+            ("tcp:127.0.0.1:514", "unknown kind of source \"tcp\": there are fifo, nflog, udp, unix"),
             ("fifo:x", "fifo: wants a path from the root, as fifo:/run/nftjail/log"),
             ("unix:log.sock", "unix: wants a path from the root, as unix:/run/nftjail/log"),
             ("udp:localhost:514", "udp: wants an address of this host and a port, as udp:127.0.0.1:5514"),
+            ("nflog:70000", "a group of nflog is a number from 0 to 65535, as nflog:5"),
             ("udp:127.0.0.1:0", "a port is from 1 to 65535"),
             (
                 "udp:0.0.0.0:514",

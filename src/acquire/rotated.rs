@@ -13,7 +13,7 @@ pub fn is_compressed(name: &str) -> bool {
 
 /// Whether a file of this name is what became of a file that was called `of`.
 pub fn is_rotated(name: &str, of: &str) -> bool {
-    originals(name).any(|original| original == of)
+    name.len() > of.len() && originals(name).any(|original| original == of)
 }
 
 /// What the file may have been called before a rotator named it so: `log.1`, `log.old`, `log-20261121` and

@@ -18,6 +18,7 @@ use crate::model::{Timestamp, plain};
 use super::command::Command;
 use super::datagram::Datagram;
 use super::fifo::Fifo;
+use super::nflog::Nflog;
 use super::open::kind;
 use super::place::Channel;
 use super::splitter::Splitter;
@@ -28,7 +29,7 @@ use super::{Line, Notice, Progress, What};
 /// A source that cannot be read twice. Its lines are about now.
 pub struct Stream {
     name: PathBuf,
-    kind: Box<dyn Kind>,
+    kind: Box<dyn Kind + Send>,
     /// What keeps it from being read, and when it is tried again.
     trouble: Option<(String, Timestamp)>,
     /// When to see next whether lines were lost, how many were told of, and when to tell of more.
@@ -90,10 +91,11 @@ impl Stream {
 
     /// A stream that the first read opens, and what to call it.
     pub fn of(channel: &Channel, name: String) -> Stream {
-        let kind: Box<dyn Kind> = match channel {
+        let kind: Box<dyn Kind + Send> = match channel {
             Channel::Fifo(path) => Box::new(Fifo::new(path)),
             Channel::Unix(path) => Box::new(Datagram::unix(path)),
             Channel::Udp(address) => Box::new(Datagram::udp(*address)),
+            Channel::Nflog(group) => Box::new(Nflog::new(*group)),
             Channel::Stdin => Box::new(Stdin::new()),
             Channel::Command(argv) => Box::new(Command::new(argv)),
         };

@@ -74,14 +74,36 @@ impl Tail {
         self.file.metadata().map_or(0, |found| found.len())
     }
 
-    /// Finds out how the file begins, where that is not known yet.
-    pub(super) fn learn(&mut self) {
+    pub(super) fn is_inode(&self, (dev, inode): (u64, u64)) -> bool {
+        self.identity.is_inode(dev, inode)
+    }
+
+    /// Finds out how the file begins, where that is not known yet. Whether it became known.
+    pub(super) fn learn(&mut self) -> bool {
         let mut head = [0; HEAD_BYTES_MAX];
-        if self.identity.head.is_empty()
-            && let Ok(found) = glimpse(&self.file, &mut head)
-        {
+        let is_unknown = self.identity.head.is_empty();
+        if is_unknown && let Ok(found) = glimpse(&self.file, &mut head) {
             self.identity.head = Head::of(found.head);
         }
+        is_unknown && !self.identity.head.is_empty()
+    }
+
+    /// Whether it was truncated since it was read.
+    pub(super) fn is_truncated(&self) -> bool {
+        let mut head = [0; HEAD_BYTES_MAX];
+        let verdict =
+            glimpse(&self.file, &mut head).map(|found| self.identity.compare(self.splitter.read(), &found));
+        verdict.is_ok_and(|verdict| verdict == Verdict::Truncated)
+    }
+
+    /// Whether a file with these first bytes is a copy of what was read of this one, or of what is in it now, though
+    /// it may have grown since, or not be whole yet.
+    pub(super) fn begins_like(&self, copy: &[u8]) -> bool {
+        let known = self.identity.head;
+        let mut head = [0; HEAD_BYTES_MAX];
+        let now = glimpse(&self.file, &mut head).map(|found| found.head).unwrap_or_default();
+        let common = now.len().min(copy.len());
+        !known.is_empty() && known.begins(copy) || common > 0 && now[..common] == copy[..common]
     }
 
     /// Reads to the end, or until the budget is used up, or until it is found to be truncated.

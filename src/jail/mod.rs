@@ -4,6 +4,7 @@
 pub mod allow;
 pub mod bantime;
 pub mod friend;
+pub mod knock;
 pub mod network;
 pub mod prefix;
 pub mod room;
@@ -16,11 +17,11 @@ use std::net::IpAddr;
 use std::ops::Bound;
 use std::time::Duration;
 
-use crate::model::{Ban, Bantime, Change, Failure, JailName, Mark, Memory, Target, Timestamp};
+use crate::model::{Ban, Bantime, Change, Dropped, Failure, JailName, Mark, Memory, Target, Timestamp};
 use allow::{Allow, unbannable};
 use bantime::{Increment, Offenders};
 use friend::Friends;
-use network::forgotten_at;
+use network::LINGER;
 use prefix::{Neighbours, PrefixLaw};
 use series::Series;
 use window::Window;
@@ -49,6 +50,8 @@ pub struct Terms {
     pub hears_bans: bool,
     /// When whole networks are banned; none where they never are.
     pub prefix: Option<PrefixLaw>,
+    /// A banned host that tries again stays banned until it was silent for so long; none where a ban just ends.
+    pub extend_on_knock: Option<Duration>,
 }
 
 /// What became of one failure.
@@ -78,8 +81,14 @@ pub struct Jail {
     bans: BTreeMap<Target, Ban>,
     /// How many of these are networks.
     networks: usize,
-    /// When those that end are forgotten, so that the next is found without looking at all.
+    /// When those that end are forgotten, or looked up, so that the next is found without looking at all.
     ends: BTreeSet<(Timestamp, Target)>,
+    /// Whose bans are to be looked up in the kernel.
+    unsure: Vec<Target>,
+    /// Whose bans are believed to be longer, and asked to be.
+    renewing: BTreeSet<Target>,
+    /// What was told of dropped packets, by the ban that they met.
+    dropped: BTreeMap<Target, Dropped>,
     /// The ends of bans asked for and not answered yet; of one target there may be several.
     asked: BTreeMap<Target, Vec<Option<Timestamp>>>,
     offenders: Offenders,
@@ -106,6 +115,9 @@ impl Jail {
             bans: BTreeMap::new(),
             networks: 0,
             ends: BTreeSet::new(),
+            unsure: Vec::new(),
+            renewing: BTreeSet::new(),
+            dropped: BTreeMap::new(),
             asked: BTreeMap::new(),
             offenders: Offenders::default(),
             friends: Friends::default(),
@@ -127,6 +139,8 @@ impl Jail {
             self.neighbours = terms.prefix.clone().map(Neighbours::new);
         }
         self.terms = terms;
+        let due = |ban: &Ban| Some((self.due(ban)?, ban.target));
+        self.ends = self.bans.values().filter_map(due).collect();
     }
 
     /// Whom this jail does not ban from now on, beside those that no jail bans.
@@ -273,6 +287,7 @@ impl Jail {
             }
             Change::Release { target, .. } => {
                 self.drop_ban(*target);
+                self.renewing.remove(target);
                 self.window.forget(*target);
                 self.offenders.pardon(*target);
                 if let Some(neighbours) = self.neighbours.as_mut() {
@@ -305,14 +320,21 @@ impl Jail {
         self.ends.first().map(|(end, _)| *end)
     }
 
-    /// Forgets the bans that ended by `now`; the kernel has dropped them by itself.
+    /// Forgets the bans that ended by `now`; the kernel has dropped them by itself. Those that it may hold longer are
+    /// [to be looked up](Jail::take_unsure).
     pub fn handle_timeout(&mut self, now: Timestamp) -> Vec<Ban> {
         let mut ended = Vec::new();
         while let Some((end, target)) = self.ends.first().copied() {
-            if end > now {
+            if end > now || self.looks_enough() {
                 break;
             }
-            ended.extend(self.drop_ban(target));
+            match self.must_look(target) {
+                true => {
+                    self.ends.pop_first();
+                    self.unsure.push(target);
+                }
+                false => ended.extend(self.drop_ban(target)),
+            }
         }
         ended
     }
@@ -335,7 +357,8 @@ impl Jail {
     /// How many of the bans of hosts that are believed last beyond `moment`.
     pub fn hosts_beyond(&self, moment: Timestamp) -> usize {
         let over = self.ends.iter().take_while(|(end, _)| *end <= moment);
-        self.bans.len() - self.networks - over.filter(|(_, target)| !target.is_network()).count()
+        let hosts = self.bans.len() - self.networks;
+        hosts.saturating_sub(over.filter(|(_, target)| !target.is_network()).count())
     }
 
     /// How many earlier bans of a target count at `now`.
@@ -392,8 +415,10 @@ impl Jail {
     }
 
     fn hold(&mut self, ban: Ban) -> bool {
+        let dropped = self.dropped(ban.target);
         let new = self.drop_ban(ban.target).is_none();
-        self.ends.extend(ban.end().map(|end| (forgotten_at(end, ban.target), ban.target)));
+        self.dropped.extend(dropped.map(|dropped| (ban.target, dropped)));
+        self.ends.extend(self.due(&ban).map(|due| (due, ban.target)));
         self.networks += usize::from(ban.target.is_network());
         self.bans.insert(ban.target, ban);
         new
@@ -402,8 +427,9 @@ impl Jail {
     fn drop_ban(&mut self, target: Target) -> Option<Ban> {
         let ban = self.bans.remove(&target)?;
         self.networks -= usize::from(target.is_network());
-        if let Some(end) = ban.end() {
-            self.ends.remove(&(forgotten_at(end, target), target));
+        self.dropped.remove(&target);
+        for due in self.due(&ban).into_iter().chain(ban.end().map(|end| end.plus(LINGER))) {
+            self.ends.remove(&(due, target));
         }
         Some(ban)
     }
@@ -425,6 +451,7 @@ mod tests {
             increment: None,
             hears_bans: false,
             prefix: None,
+            extend_on_knock: None,
             ignoreip: Allow::new(&["198.51.100.0/24".parse().unwrap(), "2001:db8:1::7/128".parse().unwrap()]),
         })
     }

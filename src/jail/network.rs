@@ -10,14 +10,8 @@ use super::allow::{Allow, unbannable};
 use super::{Jail, Verdict};
 use crate::model::{Ban, Bantime, Change, Target, Timestamp};
 
-/// The ban of a network is believed for so long after its end: the kernel's timer was set a moment later, and while
-/// its element is there, no other network may overlap it.
+/// So long after a ban's end the kernel's timer, which was set a moment later, is over as well.
 pub const LINGER: Duration = Duration::from_secs(1);
-
-/// When a ban with this end is believed no longer.
-pub(super) fn forgotten_at(end: Timestamp, target: Target) -> Timestamp {
-    if target.is_network() { end.plus(LINGER) } else { end }
-}
 
 impl Jail {
     /// Somebody bans by hand: what to ask the kernel for, or why nobody is banned.

@@ -6,9 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::table::{
-    Answer, Chain, Counter, Element, Family, Key, KeyType, Place, Rule, Set, TABLE, Table, prefix_len,
+    Answer, Chain, Counter, Element, Family, Key, KeyType, LOG_BURST, Place, Rule, Set, TABLE, Table,
+    prefix_len,
 };
-use crate::model::{Dropped, Hook, Protocol};
+use crate::model::{Dropped, Hook, Log, Protocol};
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -61,12 +62,13 @@ impl Set {
     pub fn properties(&self) -> Vec<String> {
         let mut lines = vec![format!("type {}", self.key)];
         lines.extend(self.size.map(|size| format!("size {size}")));
-        match (self.interval, self.timeout) {
-            (false, false) => {}
-            (true, false) => lines.push("flags interval".to_owned()),
-            (false, true) => lines.push("flags timeout".to_owned()),
-            (true, true) => lines.push("flags interval,timeout".to_owned()),
+        let flags = [(self.interval, "interval"), (self.dynamic, "dynamic"), (self.timeout, "timeout")];
+        let flags: Vec<&str> =
+            flags.into_iter().filter(|(is_set, _)| *is_set).map(|(_, name)| name).collect();
+        if !flags.is_empty() {
+            lines.push(format!("flags {}", flags.join(",")));
         }
+        lines.extend(self.counter.then(|| "counter".to_owned()));
         lines.extend(self.comment.as_ref().map(|comment| format!("comment \"{comment}\"")));
         lines
     }
@@ -86,6 +88,9 @@ impl fmt::Display for KeyType {
 impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.key)?;
+        if let Some(Dropped { packets, bytes }) = self.dropped {
+            write!(f, " counter packets {packets} bytes {bytes}")?;
+        }
         if let Some(timeout) = self.timeout {
             write!(f, " timeout {}", Time(timeout))?;
         }
@@ -221,16 +226,40 @@ impl fmt::Display for Rule {
             Rule::JumpPorts { ports, chain } => write!(f, "meta l4proto . th dport @{ports} jump {chain}"),
             Rule::Jump { chain } => write!(f, "jump {chain}"),
             Rule::Drop { family, set, counter, answer } => {
-                let (protocol, end) = match (answer, family) {
-                    (Answer::Nothing, _) => ("", "drop"),
-                    (Answer::Reset, _) => (" meta l4proto tcp", "reject with tcp reset"),
-                    (Answer::Unreachable, Family::Ipv4) => ("", "reject with icmp port-unreachable"),
-                    (Answer::Unreachable, _) => ("", "reject with icmpv6 port-unreachable"),
+                let protocol = if *answer == Answer::Reset { " meta l4proto tcp" } else { "" };
+                write!(f, "{family} @{set}{protocol} counter name \"{counter}\" {}", end(*answer, *family))
+            }
+            Rule::Goto { from: Some((family, set)), chain } => write!(f, "{family} @{set} goto {chain}"),
+            Rule::Goto { from: None, chain } => write!(f, "goto {chain}"),
+            Rule::Update { family, set, timeout } => {
+                let source = family.to_string();
+                let source = source.trim_end_matches(" ==");
+                write!(f, "update @{set} {{ {source} timeout {} }}", Time(*timeout))
+            }
+            Rule::Log { prefix, to: Log::Nflog(group) } => write!(f, "log prefix \"{prefix}\" group {group}"),
+            Rule::Log { prefix, .. } => {
+                write!(f, "limit rate 1/second burst {LOG_BURST} packets log prefix \"{prefix}\" level info")
+            }
+            Rule::End { family, counter, answer } => {
+                let whom = match (answer, family) {
+                    (Answer::Nothing, _) => "",
+                    (Answer::Reset, _) => "meta l4proto tcp ",
+                    (Answer::Unreachable, Family::Ipv4) => "meta nfproto ipv4 ",
+                    (Answer::Unreachable, _) => "meta nfproto ipv6 ",
                 };
-                write!(f, "{family} @{set}{protocol} counter name \"{counter}\" {end}")
+                write!(f, "{whom}counter name \"{counter}\" {}", end(*answer, *family))
             }
             Rule::Foreign(expressions) => write!(f, "# foreign: {expressions}"),
         }
+    }
+}
+
+fn end(answer: Answer, family: Family) -> &'static str {
+    match (answer, family) {
+        (Answer::Nothing, _) => "drop",
+        (Answer::Reset, _) => "reject with tcp reset",
+        (Answer::Unreachable, Family::Ipv4) => "reject with icmp port-unreachable",
+        (Answer::Unreachable, _) => "reject with icmpv6 port-unreachable",
     }
 }
 

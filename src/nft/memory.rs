@@ -6,11 +6,10 @@ use std::collections::btree_map::Entry;
 
 use rustix::io::Errno;
 
-use super::plan::set_name;
-use super::table::{Element, Key, Rule, Set, Standing, Table};
+use super::table::{Element, Key, Rule, Set, Table};
 use super::transaction::{Operation, Transaction};
 use super::{Firewall, Refusal};
-use crate::model::{Dropped, JailName, Target};
+use crate::model::{Dropped, JailName};
 
 /// Holds what was committed; starts without a table.
 #[derive(Clone, Debug, Default)]
@@ -73,15 +72,13 @@ impl Firewall for Memory {
         Ok(counters.filter_map(|counter| Some((counter.jail()?, counter.dropped))).collect())
     }
 
-    fn remaining(&mut self, jail: &JailName, target: Target) -> Result<Option<Standing>, Refusal> {
-        let contents = self.table.as_ref().and_then(|held| held.elements.get(&set_name(jail, target)));
-        let element = contents.and_then(|contents| contents.get(&Key::of(target)));
-        Ok(element.map(|element| Standing {
-            jail: jail.clone(),
-            target,
-            timeout: element.timeout,
-            expires: element.expires,
-        }))
+    fn element(&mut self, set: &str, key: Key) -> Result<Option<Element>, Refusal> {
+        Ok(self.elements(set)?.into_iter().find(|element| element.key == key))
+    }
+
+    fn elements(&mut self, set: &str) -> Result<Vec<Element>, Refusal> {
+        let contents = self.table.as_ref().and_then(|held| held.elements.get(set));
+        Ok(contents.map_or_else(Vec::new, |contents| contents.values().cloned().collect()))
     }
 }
 
@@ -129,8 +126,7 @@ fn perform_in(held: &mut Held, what: &Operation) -> Result<(), Fault> {
             }
         }
         Operation::DeleteCounter(name) => {
-            let used = |rule: &Rule| matches!(rule, Rule::Drop { counter, .. } if counter == name);
-            free(table, used)?;
+            free(table, |rule| rule.counter() == Some(name))?;
             remove(&mut table.counters, |counter| counter.name == *name)?;
         }
         Operation::AddSet(set) => match table.set(&set.name) {
@@ -151,9 +147,9 @@ fn perform_in(held: &mut Held, what: &Operation) -> Result<(), Fault> {
             contents.clear();
         }
         Operation::AddElements { set, elements } => {
-            let size = table.set(set).ok_or((None, Errno::NOENT))?.size;
+            let kind = table.set(set).ok_or((None, Errno::NOENT))?;
             let contents = held.elements.get_mut(set).ok_or((None, Errno::NOENT))?;
-            add(contents, size, elements)?;
+            add(contents, kind, elements)?;
         }
         Operation::DeleteElements { set, elements } => {
             let contents = held.elements.get_mut(set).ok_or((None, Errno::NOENT))?;
@@ -187,7 +183,7 @@ fn perform_in(held: &mut Held, what: &Operation) -> Result<(), Fault> {
     Ok(())
 }
 
-fn add(contents: &mut Contents, size: Option<u32>, elements: &[Element]) -> Result<(), Fault> {
+fn add(contents: &mut Contents, kind: &Set, elements: &[Element]) -> Result<(), Fault> {
     for (index, element) in elements.iter().enumerate() {
         let interval = matches!(element.key, Key::Range(..));
         if interval && contents.keys().any(|key| overlap(*key, element.key)) {
@@ -197,12 +193,13 @@ fn add(contents: &mut Contents, size: Option<u32>, elements: &[Element]) -> Resu
         match contents.entry(element.key) {
             // What exists keeps its timer, as on Linux before 6.12.
             Entry::Occupied(_) => {}
-            Entry::Vacant(_) if size.is_some_and(|size| taken >= size as usize) => {
+            Entry::Vacant(_) if kind.size.is_some_and(|size| taken >= size as usize) => {
                 return Err((Some(index), Errno::NFILE));
             }
             Entry::Vacant(entry) => {
                 let expires = element.expires.or(element.timeout);
-                entry.insert(Element { expires, ..element.clone() });
+                let dropped = element.dropped.or(kind.counter.then(Dropped::default));
+                entry.insert(Element { expires, dropped, ..element.clone() });
             }
         }
     }
@@ -246,6 +243,7 @@ mod tests {
             block: crate::model::Block::Drop,
             hooks: [crate::model::Hook::Prerouting].into(),
             capacity: 1,
+            knock: crate::model::Knock::default(),
         };
         let layout = Layout { cells: vec![cell], ..Layout::default() };
         memory.commit(&plan::install(&layout, None, &[])).unwrap();

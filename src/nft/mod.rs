@@ -1,6 +1,7 @@
 //! Ban → set element: what the kernel shall hold, planned as transactions, sent through netlink, read back.
 #![forbid(unsafe_code)]
 
+pub mod banned;
 pub mod memory;
 pub mod netlink;
 pub mod news;
@@ -10,6 +11,7 @@ pub mod table;
 pub mod transaction;
 
 mod attribute;
+mod expression;
 mod listing;
 mod reply;
 mod rule;
@@ -20,7 +22,8 @@ use std::collections::BTreeMap;
 use rustix::io::Errno;
 
 use crate::model::{Dropped, JailName, Target};
-use table::{Standing, TABLE, Table};
+use plan::set_name;
+use table::{Element, Key, Standing, TABLE, Table};
 use transaction::Transaction;
 
 /// Something that holds our table: the kernel, or a stand-in that refuses what the kernel refuses.
@@ -38,8 +41,17 @@ pub trait Firewall: Send {
     /// What each jail's bans dropped so far; empty where the table does not exist.
     fn dropped(&mut self) -> Result<BTreeMap<JailName, Dropped>, Refusal>;
 
+    /// One element, without reading its set; none where it or its set does not exist.
+    fn element(&mut self, set: &str, key: Key) -> Result<Option<Element>, Refusal>;
+
+    /// All elements of a set, which takes as long as in [`Firewall::table`]; none where it does not exist.
+    fn elements(&mut self, set: &str) -> Result<Vec<Element>, Refusal>;
+
     /// One ban, without reading its set; none where it is not in force, or its set does not exist.
-    fn remaining(&mut self, jail: &JailName, target: Target) -> Result<Option<Standing>, Refusal>;
+    fn remaining(&mut self, jail: &JailName, target: Target) -> Result<Option<Standing>, Refusal> {
+        let element = self.element(&set_name(jail, target), Key::of(target))?;
+        Ok(element.and_then(|element| element.standing(jail)))
+    }
 }
 
 /// Why nothing was changed, or read. `operation` counts within the transaction, `element` within the operation.

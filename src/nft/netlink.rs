@@ -9,14 +9,13 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 
 use super::attribute::Writer;
-use super::plan::set_name;
 use super::reply::{self, Mark, Reply, replies};
 use super::surroundings::{self, Surroundings};
-use super::table::{Element, Key, KeyType, Standing, TABLE, Table};
+use super::table::{Element, Key, KeyType, NETS, TABLE, Table};
 use super::transaction::Transaction;
 use super::wire::*;
 use super::{Firewall, Refusal};
-use crate::model::{Dropped, JailName, Target};
+use crate::model::{Dropped, JailName};
 
 /// Room for a transaction of two million bans; the kernel allocates only what is sent.
 const SEND_BUFFER_BYTES: usize = 128 << 20;
@@ -333,7 +332,7 @@ impl Netlink {
     }
 
     /// One element; none where it or its set is not there.
-    fn element(&mut self, set: &str, key: Key) -> Result<Option<Element>, Unanswered> {
+    fn find(&mut self, set: &str, key: Key) -> Result<Option<Element>, Unanswered> {
         let mut marks = Vec::new();
         let interval = matches!(key, Key::Range(..));
         let asked = match interval {
@@ -391,12 +390,16 @@ impl Firewall for Netlink {
         })
     }
 
-    fn remaining(&mut self, jail: &JailName, target: Target) -> Result<Option<Standing>, Refusal> {
-        let set = set_name(jail, target);
-        let doing = format!("looking up {target} in set {set}");
-        let held = self.steadily(&doing, |netlink| netlink.element(&set, Key::of(target)))?;
-        let jail = jail.clone();
-        Ok(held.map(|Element { timeout, expires, .. }| Standing { jail, target, timeout, expires }))
+    fn element(&mut self, set: &str, key: Key) -> Result<Option<Element>, Refusal> {
+        self.steadily(&format!("looking up {key} in set {set}"), |netlink| netlink.find(set, key))
+    }
+
+    fn elements(&mut self, set: &str) -> Result<Vec<Element>, Refusal> {
+        self.steadily(&format!("reading set {set}"), |netlink| match netlink.marks(set) {
+            Err(Unanswered::Refused(Errno::NOENT)) => Ok(Vec::new()),
+            // An interval's elements are of networks, whose sets' names end so.
+            marks => Ok(reply::elements(set.ends_with(NETS), marks?)),
+        })
     }
 }
 

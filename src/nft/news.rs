@@ -12,7 +12,7 @@ use socket2::{SockFilter, SockRef};
 
 use super::attribute::{Message, find_text, messages};
 use super::reply;
-use super::table::{Set, Standing, TABLE};
+use super::table::{KNOCKS, Set, Standing, TABLE};
 use super::wire::*;
 use crate::model::{JailName, Target};
 
@@ -157,9 +157,10 @@ fn hear(message: &Message, telling: &mut Damage, told: &mut Damage) {
     }
 }
 
-/// The jail whose bans a set holds, by its name.
+/// The jail whose bans a set holds, or its banned hosts that tried again, by the set's name.
 fn ban_set(body: &[u8]) -> Option<JailName> {
-    Set::jail_of(&find_text(body, NFTA_SET_ELEM_LIST_SET)?)
+    let name = find_text(body, NFTA_SET_ELEM_LIST_SET)?;
+    Set::jail_of(name.strip_suffix(KNOCKS).unwrap_or(&name))
 }
 
 #[cfg(test)]
@@ -205,7 +206,9 @@ mod tests {
 
     #[test]
     fn a_removed_ban_is_named_with_who_removed_it() {
-        let damage = told(&[element("nftjail", "sshd_v4", [192, 0, 2, 7]), commit()]);
+        let told = |set| told(&[element("nftjail", set, [192, 0, 2, 7]), commit()]);
+        let damage = told("sshd_v4");
+        assert_eq!(damage, told("sshd_v4_knocks"));
         let touched = BTreeSet::from([("sshd".parse().unwrap(), "192.0.2.7".parse().unwrap())]);
         let by = "nf?t (process 123)".to_owned();
         assert_eq!(damage, Damage { by, touched, ..Damage::default() });

@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::table::{
-    Answer, Chain, Counter, Element, Family, Key, KeyType, NETS, Place, Rule, Set, Standing, Table,
-};
+use super::banned;
+use super::table::{Chain, Counter, Element, Family, Key, KeyType, NETS, Place, Rule, Set, Standing, Table};
 use super::transaction::{ELEMENTS_MAX, Operation, Transaction};
-use crate::model::{Block, Cell, Change, Dropped, Hook, JailName, Layout, Ports, Target, Timestamp};
+use crate::model::{Cell, Change, Dropped, Hook, JailName, Layout, Ports, Target, Timestamp};
 
 const COMMENT: &str = "nftjail agent, layout 1";
 
@@ -30,7 +29,8 @@ pub fn wanted(layout: &Layout) -> Table {
             table.sets.push(bans(cell, KeyType::Ipv4, nets));
             table.sets.push(bans(cell, KeyType::Ipv6, nets));
         }
-        let chain = format!("jail_{jail}");
+        let chain = banned::first_chain(jail);
+        table.sets.extend(banned::sets(cell));
         let jump = match ports(cell) {
             None => Rule::Jump { chain: chain.clone() },
             Some(ports) => {
@@ -41,7 +41,7 @@ pub fn wanted(layout: &Layout) -> Table {
         };
         let its = gates.iter_mut().filter(|(hook, _)| cell.hooks.contains(hook));
         its.for_each(|(_, jumps)| jumps.push(jump.clone()));
-        chains.push(Chain { name: chain, place: Place::Jumped, rules: drops(cell) });
+        chains.extend(banned::chains(cell));
     }
     table.chains = gates.into_iter().filter(|(_, jumps)| !jumps.is_empty()).map(gate).collect();
     table.chains.extend(chains);
@@ -56,38 +56,17 @@ fn gate((hook, jumps): (Hook, Vec<Rule>)) -> Chain {
     Chain { name: hook.name().to_owned(), place: Place::At(hook), rules }
 }
 
-/// The rules of a jail's chain. What is rejected is TCP first, since a reset is for TCP alone.
-fn drops(cell: &Cell) -> Vec<Rule> {
-    let answers: &[Answer] = match cell.block {
-        Block::Drop => &[Answer::Nothing],
-        Block::Reject => &[Answer::Reset, Answer::Unreachable],
-    };
-    let mut rules = Vec::new();
-    // Whole networks come last: few are banned, and a lookup among intervals is the slower one.
-    for (family, key, nets) in [
-        (Family::Ipv4, KeyType::Ipv4, false),
-        (Family::Ipv6By64, KeyType::Ipv6, false),
-        (Family::Ipv4, KeyType::Ipv4, true),
-        (Family::Ipv6, KeyType::Ipv6, true),
-    ] {
-        for &answer in answers {
-            let (set, counter) = (bans_name(&cell.jail, key, nets), format!("{}_dropped", cell.jail));
-            rules.push(Rule::Drop { family, set, counter, answer });
-        }
-    }
-    rules
-}
-
 fn counter(jail: &JailName) -> Counter {
-    Counter { name: format!("{jail}_dropped"), dropped: Dropped::default() }
+    Counter { name: banned::counter_name(jail), dropped: Dropped::default() }
 }
 
 fn never(name: &str, key: KeyType, nets: Vec<IpNet>) -> Set {
     let mut elements: Vec<Element> =
         nets.into_iter().map(|net| Element::permanent(Key::Range(net.network(), net.broadcast()))).collect();
     elements.sort_by_key(|element| element.key);
-    let comment = Some("never banned".to_owned());
-    Set { name: name.to_owned(), key, timeout: false, interval: true, size: None, comment, elements }
+    let (name, comment) = (name.to_owned(), Some("never banned".to_owned()));
+    let (timeout, interval, dynamic, counter) = (false, true, false, false);
+    Set { name, key, timeout, interval, dynamic, counter, size: None, comment, elements }
 }
 
 /// The most networks of each family that one jail can hold. Where the kernel counts the end of an interval too, as
@@ -105,13 +84,15 @@ fn bans(cell: &Cell, key: KeyType, nets: bool) -> Set {
         key,
         timeout: true,
         interval: nets,
+        dynamic: false,
+        counter: cell.knock.counts,
         size: Some(if nets { cell.capacity.min(NETS_MAX) } else { cell.capacity }),
         comment: Some(format!("jail {}{what}", cell.jail)),
         elements: Vec::new(),
     }
 }
 
-fn bans_name(jail: &JailName, key: KeyType, nets: bool) -> String {
+pub(super) fn bans_name(jail: &JailName, key: KeyType, nets: bool) -> String {
     let family = if key == KeyType::Ipv4 { "v4" } else { "v6" };
     format!("{jail}_{family}{}", if nets { NETS } else { "" })
 }
@@ -119,6 +100,12 @@ fn bans_name(jail: &JailName, key: KeyType, nets: bool) -> String {
 /// The set that holds a jail's bans of a target's kind.
 pub fn set_name(jail: &JailName, target: Target) -> String {
     bans_name(jail, if target.is_v4() { KeyType::Ipv4 } else { KeyType::Ipv6 }, target.is_network())
+}
+
+/// All sets that hold a jail's bans.
+pub fn bans_sets(jail: &JailName) -> [String; 4] {
+    [(KeyType::Ipv4, false), (KeyType::Ipv6, false), (KeyType::Ipv4, true), (KeyType::Ipv6, true)]
+        .map(|(key, nets)| bans_name(jail, key, nets))
 }
 
 fn ports(cell: &Cell) -> Option<Set> {
@@ -129,7 +116,8 @@ fn ports(cell: &Cell) -> Option<Set> {
         .collect();
     let (key, comment) = (KeyType::ProtoService, Some(format!("jail {}", cell.jail)));
     let name = format!("{}_ports", cell.jail);
-    Some(Set { name, key, timeout: false, interval: false, size: None, comment, elements })
+    let (timeout, interval, dynamic, counter) = (false, false, false, false);
+    Some(Set { name, key, timeout, interval, dynamic, counter, size: None, comment, elements })
 }
 
 /// Makes the kernel hold exactly the layout, whatever `found` is: bans of jails that stay are kept with their
@@ -273,6 +261,7 @@ fn fill(
             Some(_) => missing.remove(&element.key),
             None => {
                 let again = Element::lasting(element.key, element.timeout, element.expires);
+                let again = again.counted(element.dropped.filter(|_| set.counter));
                 missing.insert(element.key, again)
             }
         };
@@ -341,6 +330,11 @@ fn program(transaction: &mut Transaction, old: &Table, wanted: &Table) {
 /// in it. Such a network cannot be there yet, and is added once: Linux 6.18 cannot find the end of an interval
 /// that was added where another one with the same end was deleted in the same transaction.
 pub fn apply(changes: &[Change], now: Timestamp) -> Transaction {
+    apply_counting(changes, now, &BTreeMap::new())
+}
+
+/// As [`apply`], where the bans of some changes, by their place, have counted so much already.
+pub fn apply_counting(changes: &[Change], now: Timestamp, counted: &BTreeMap<usize, Dropped>) -> Transaction {
     let mut last: BTreeMap<(&JailName, Target), usize> = BTreeMap::new();
     for (index, change) in changes.iter().enumerate() {
         if !matches!(change, Change::Ban(ban) if ban.end().is_some_and(|end| end <= now)) {
@@ -354,7 +348,7 @@ pub fn apply(changes: &[Change], now: Timestamp) -> Transaction {
         let (is_ban, element) = match &changes[index] {
             Change::Ban(ban) => {
                 let left = ban.end().map(|end| end.since(now));
-                (true, Element::lasting(key, left, None))
+                (true, Element::lasting(key, left, None).counted(counted.get(&index).copied()))
             }
             Change::Release { .. } => (false, Element::permanent(key)),
         };
@@ -423,7 +417,7 @@ fn inside<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Ban, Bantime, Protocol};
+    use crate::model::{Ban, Bantime, Block, Knock, Log, Protocol};
     use crate::nft::Firewall;
     use crate::nft::memory::Memory;
     use proptest::prelude::*;
@@ -483,10 +477,10 @@ mod tests {
         let transaction = apply(&changes, NOW);
         let sizes: Vec<usize> =
             transaction.operations().iter().map(|operation| operation.elements().unwrap().1.len()).collect();
-        assert_eq!(sizes, [700, 700, 700, 700, 700, 700, 700, 700, 700, 400, 400, 400]);
-        let mut origins: Vec<usize> = (0..12)
+        assert_eq!(sizes, [[490; 3], [490; 3], [490; 3], [490; 3], [490; 3], [50; 3]].concat());
+        let mut origins: Vec<usize> = (0..18)
             .step_by(3)
-            .flat_map(|operation| (0..700).map(move |element| (operation, element)))
+            .flat_map(|operation| (0..490).map(move |element| (operation, element)))
             .filter_map(|(operation, element)| transaction.change_at(operation, element))
             .collect();
         origins.sort();
@@ -525,6 +519,7 @@ mod tests {
             block: Block::Drop,
             hooks: prerouting(),
             capacity: 9,
+            knock: Knock::default(),
         };
         let layout = Layout { cells: vec![cell], ..Layout::default() };
         let mut memory = Memory::default();
@@ -551,6 +546,7 @@ mod tests {
             block: Block::Drop,
             hooks: prerouting(),
             capacity: 2,
+            knock: Knock::default(),
         };
         let layout = Layout { cells: vec![cell], ..Layout::default() };
         let standing = |addr: &str, seconds: Option<u64>| {
@@ -571,6 +567,7 @@ mod tests {
             block: Block::Drop,
             hooks: prerouting(),
             capacity: 2,
+            knock: Knock::default(),
         };
         let mut layout = Layout { cells: vec![cell("sshd"), cell("web")], ..Layout::default() };
         let mut memory = Memory::default();
@@ -602,6 +599,7 @@ mod tests {
             block: Block::Drop,
             hooks: hooks.iter().copied().collect(),
             capacity: 2,
+            knock: Knock::default(),
         };
         let layout = Layout {
             cells: vec![cell("own", &[Hook::Input]), cell("both", &[Hook::Input, Hook::Forward])],
@@ -632,10 +630,14 @@ mod tests {
         ];
         let block = prop::sample::select(vec![Block::Drop, Block::Reject]);
         let hooks = prop::sample::subsequence(Hook::ALL.to_vec(), 1..=3);
-        let cell = (prop::sample::select(vec!["a", "b", "c"]), ports, block, hooks, 2u32..4).prop_map(
-            |(name, ports, block, hooks, capacity)| {
+        let extends = prop::option::of(prop::sample::select(vec![1, 600]).prop_map(Duration::from_secs));
+        let log = prop::sample::select(vec![Log::Nothing, Log::Kernel, Log::Nflog(5)]);
+        let knock =
+            (extends, any::<bool>(), log).prop_map(|(extends, counts, log)| Knock { extends, counts, log });
+        let cell = (prop::sample::select(vec!["a", "b", "c"]), ports, block, hooks, 2u32..4, knock).prop_map(
+            |(name, ports, block, hooks, capacity, knock)| {
                 let hooks = hooks.into_iter().collect();
-                Cell { jail: jail(name), ports, block, hooks, capacity }
+                Cell { jail: jail(name), ports, block, hooks, capacity, knock }
             },
         );
         let never = prop::sample::subsequence(vec!["10.0.0.0/8", "10.0.0.0/9", "10.128.0.0/9", "::/0"], 0..4);

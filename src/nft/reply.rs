@@ -10,7 +10,7 @@ use super::attribute::{
 use super::rule;
 use super::table::{Chain, Counter, Element, Key, KeyType, Place, Rule, Set, Standing, TABLE, Table};
 use super::wire::*;
-use crate::model::{Dropped, Hook, JailName, Target};
+use crate::model::{Dropped, Hook, JailName};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -122,7 +122,11 @@ pub fn set(body: &[u8]) -> Option<Set> {
     if flags & NFT_SET_ANONYMOUS != 0 {
         return None;
     }
-    let known = flags & !(NFT_SET_INTERVAL | NFT_SET_TIMEOUT) == 0;
+    let counter = find(body, NFTA_SET_EXPR).map(|found| find_text(found, NFTA_EXPR_NAME));
+    let counts = counter.as_ref().is_some_and(|name| name.as_deref() == Some(COUNTER));
+    let plain = counter.is_none() && find(body, NFTA_SET_EXPRESSIONS).is_none();
+    let flags_known = flags & !(NFT_SET_INTERVAL | NFT_SET_TIMEOUT | NFT_SET_EVAL) == 0;
+    let known = flags_known && (plain || counts);
     let key = match (known, find_be32(body, NFTA_SET_KEY_TYPE), find_be32(body, NFTA_SET_KEY_LEN)) {
         (true, Some(TYPE_IPV4), Some(4)) => KeyType::Ipv4,
         (true, Some(TYPE_IPV6), Some(16)) => KeyType::Ipv6,
@@ -134,6 +138,8 @@ pub fn set(body: &[u8]) -> Option<Set> {
         key,
         timeout: flags & NFT_SET_TIMEOUT != 0,
         interval: flags & NFT_SET_INTERVAL != 0,
+        dynamic: flags & NFT_SET_EVAL != 0,
+        counter: counts,
         size: find(body, NFTA_SET_DESC).and_then(|desc| find_be32(desc, NFTA_SET_DESC_SIZE)),
         comment: find(body, NFTA_SET_USERDATA).and_then(|notes| read_note(notes, NOTE_SET_COMMENT)),
         elements: Vec::new(),
@@ -152,13 +158,16 @@ pub fn object(body: &[u8]) -> Option<Result<Counter, String>> {
     let name = find_text(body, NFTA_OBJ_NAME)?;
     match find_be32(body, NFTA_OBJ_TYPE)? {
         NFT_OBJECT_COUNTER => {
-            let data = find(body, NFTA_OBJ_DATA).unwrap_or_default();
-            let number = |kind| find_be64(data, kind).unwrap_or(0);
-            let (packets, bytes) = (number(NFTA_COUNTER_PACKETS), number(NFTA_COUNTER_BYTES));
-            Some(Ok(Counter { name, dropped: Dropped { packets, bytes } }))
+            let dropped = counted(find(body, NFTA_OBJ_DATA).unwrap_or_default());
+            Some(Ok(Counter { name, dropped }))
         }
         other => Some(Err(format!("object {name} of type {other}"))),
     }
+}
+
+fn counted(data: &[u8]) -> Dropped {
+    let number = |kind| find_be64(data, kind).unwrap_or(0);
+    Dropped { packets: number(NFTA_COUNTER_PACKETS), bytes: number(NFTA_COUNTER_BYTES) }
 }
 
 /// The name of a flow table in our table.
@@ -179,6 +188,14 @@ pub struct Mark {
     end: bool,
     timeout: Option<Duration>,
     expires: Option<Duration>,
+    dropped: Option<Dropped>,
+}
+
+impl Mark {
+    fn element(self, key: Key) -> Element {
+        let Mark { timeout, expires, dropped, .. } = self;
+        Element { key, timeout, expires, dropped }
+    }
 }
 
 /// The elements in one message of a dump; those of no known key are left out.
@@ -193,9 +210,8 @@ pub fn marks(body: &[u8]) -> Vec<Mark> {
 /// The bans in one message about elements of a jail's set.
 pub fn standing(body: &[u8], jail: &JailName) -> Vec<Standing> {
     let standing = |mark: Mark| {
-        let Key::Addr(addr) = mark.key else { return None };
-        let (jail, target) = (jail.clone(), Target::of(addr));
-        Some(Standing { jail, target, timeout: mark.timeout, expires: mark.expires })
+        let key = mark.key;
+        matches!(key, Key::Addr(_)).then(|| mark.element(key).standing(jail))?
     };
     marks(body).into_iter().filter_map(standing).collect()
 }
@@ -210,14 +226,16 @@ fn mark(element: &[u8]) -> Option<Mark> {
     let flags = find_be32(element, NFTA_SET_ELEM_FLAGS).unwrap_or(0);
     let timeout = time(NFTA_SET_ELEM_TIMEOUT);
     let expires = time(NFTA_SET_ELEM_EXPIRATION).filter(|_| timeout.is_some());
-    Some(Mark { key, end: flags & NFT_SET_ELEM_INTERVAL_END != 0, timeout, expires })
+    let counter = find(element, NFTA_SET_ELEM_EXPR);
+    let counter = counter.filter(|found| find_text(found, NFTA_EXPR_NAME).as_deref() == Some(COUNTER));
+    let dropped = counter.map(|found| counted(find(found, NFTA_EXPR_DATA).unwrap_or_default()));
+    Some(Mark { key, end: flags & NFT_SET_ELEM_INTERVAL_END != 0, timeout, expires, dropped })
 }
 
 /// All marks of one set as its elements; in an interval set a beginning pairs with the end that follows it.
 pub fn elements(interval: bool, mut marks: Vec<Mark>) -> Vec<Element> {
     if !interval {
-        let element = |mark: Mark| Element { key: mark.key, timeout: mark.timeout, expires: mark.expires };
-        return marks.into_iter().map(element).collect();
+        return marks.into_iter().map(|mark| mark.clone().element(mark.key)).collect();
     }
     marks.sort_by_key(|mark| (mark.key, !mark.end));
     let mut elements = Vec::new();
@@ -228,7 +246,7 @@ pub fn elements(interval: bool, mut marks: Vec<Mark>) -> Vec<Element> {
             Some(Key::Addr(next)) => before(next),
             _ => highest(first),
         };
-        elements.push(Element { key: Key::Range(first, last), timeout: mark.timeout, expires: mark.expires });
+        elements.push(mark.element(Key::Range(first, last)));
     }
     elements
 }
@@ -256,7 +274,9 @@ mod tests {
 
     fn interval_set() -> Set {
         let (name, key) = ("ignore_v4".to_owned(), KeyType::Ipv4);
-        Set { name, key, timeout: false, interval: true, size: None, comment: None, elements: Vec::new() }
+        let (timeout, interval, dynamic, counter) = (false, true, false, false);
+        let (size, comment, elements) = (None, None, Vec::new());
+        Set { name, key, timeout, interval, dynamic, counter, size, comment, elements }
     }
 
     fn range(first: &str, last: &str) -> Element {
@@ -299,6 +319,8 @@ mod tests {
             size: Some(5),
             timeout: true,
             interval: false,
+            dynamic: true,
+            counter: true,
             comment: Some("jail x".into()),
             ..interval_set()
         };

@@ -1,80 +1,37 @@
 //! The rules that we write, as the kernel's expressions, and back.
 #![forbid(unsafe_code)]
 
-use super::attribute::{self, Writer, find, find_be32, find_text};
-use super::table::{Answer, Family, Rule};
-use crate::model::Protocol;
+use std::time::Duration;
+
+use super::attribute::{self, Writer};
+use super::expression::{Expression, NFT_REG_1};
+use super::table::{Answer, Family, LOG_BURST, Rule};
+use crate::model::{Log, Protocol};
 
 // Numbers of include/uapi/linux/netfilter/nf_tables.h.
 const NFTA_LIST_ELEM: u16 = 1;
-const NFTA_EXPR_NAME: u16 = 1;
-const NFTA_EXPR_DATA: u16 = 2;
-const NFTA_DATA_VALUE: u16 = 1;
-const NFTA_DATA_VERDICT: u16 = 2;
-const NFTA_META_DREG: u16 = 1;
-const NFTA_META_KEY: u16 = 2;
-const NFTA_CMP_SREG: u16 = 1;
-const NFTA_CMP_OP: u16 = 2;
-const NFTA_CMP_DATA: u16 = 3;
-const NFTA_PAYLOAD_DREG: u16 = 1;
-const NFTA_PAYLOAD_BASE: u16 = 2;
-const NFTA_PAYLOAD_OFFSET: u16 = 3;
-const NFTA_PAYLOAD_LEN: u16 = 4;
-const NFTA_BITWISE_SREG: u16 = 1;
-const NFTA_BITWISE_DREG: u16 = 2;
-const NFTA_BITWISE_LEN: u16 = 3;
-const NFTA_BITWISE_MASK: u16 = 4;
-const NFTA_BITWISE_XOR: u16 = 5;
-const NFTA_BITWISE_OP: u16 = 6;
-const NFTA_LOOKUP_SET: u16 = 1;
-const NFTA_LOOKUP_SREG: u16 = 2;
-const NFTA_LOOKUP_DREG: u16 = 3;
-const NFTA_LOOKUP_FLAGS: u16 = 5;
-const NFTA_OBJREF_IMM_TYPE: u16 = 1;
-const NFTA_OBJREF_IMM_NAME: u16 = 2;
-const NFTA_IMMEDIATE_DREG: u16 = 1;
-const NFTA_IMMEDIATE_DATA: u16 = 2;
-const NFTA_VERDICT_CODE: u16 = 1;
-const NFTA_VERDICT_CHAIN: u16 = 2;
-const NFTA_REJECT_TYPE: u16 = 1;
-const NFTA_REJECT_ICMP_CODE: u16 = 2;
-
 const NFT_META_NFPROTO: u32 = 15;
 const NFT_META_L4PROTO: u32 = 16;
 const NFT_PAYLOAD_NETWORK: u32 = 1;
 const NFT_PAYLOAD_TRANSPORT: u32 = 2;
-const NFT_OBJECT_COUNTER: u32 = 1;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 const NFT_JUMP: u32 = -3i32 as u32;
+const NFT_GOTO: u32 = -4i32 as u32;
 const NFT_REJECT_ICMP_UNREACH: u32 = 0;
 const NFT_REJECT_TCP_RST: u32 = 1;
 // Numbers of RFC 792 and RFC 4443.
 const ICMP_PORT_UNREACH: u8 = 3;
 const ICMPV6_PORT_UNREACH: u8 = 4;
-/// The first 16-byte register, where a lookup takes its key from.
-const NFT_REG_1: u32 = 1;
-/// The second 4-byte slot of that register, where the second part of a concatenation belongs.
+/// The second 4-byte slot of [`NFT_REG_1`], where the second part of a concatenation belongs.
 const NFT_REG32_01: u32 = 9;
+/// LOG_INFO of syslog(2).
+const LOG_INFO: u32 = 6;
 
 /// The first 64 bits of an IPv6 address: what one ban covers.
 const MASK_64: [u8; 16] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0];
-
-/// One step of a rule. Registers not named are `NFT_REG_1`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Expression {
-    Meta { key: u32 },
-    Equal { value: Vec<u8> },
-    Payload { register: u32, base: u32, offset: u32, length: u32 },
-    Mask { mask: Vec<u8> },
-    Lookup { set: String },
-    Counter { name: String },
-    Verdict { code: u32, chain: Option<String> },
-    Reject { kind: u32, code: u8 },
-    Foreign(String),
-}
 
 /// Writes the list of a rule's expressions.
 pub fn write(writer: &mut Writer, kind: u16, rule: &Rule) {
@@ -97,7 +54,62 @@ pub fn read(list: &[u8]) -> Rule {
 }
 
 fn expressions(rule: &Rule) -> Vec<Expression> {
-    let source = |family: &Family| match family {
+    let lookup = |set: &String| Expression::Lookup { set: set.clone() };
+    let jump = |chain: &String| Expression::Verdict { code: NFT_JUMP, chain: Some(chain.clone()) };
+    match rule {
+        Rule::Accept { family, set } => {
+            let accept = Expression::Verdict { code: NF_ACCEPT, chain: None };
+            [source(*family), vec![lookup(set), accept]].concat()
+        }
+        Rule::JumpPorts { ports, chain } => vec![
+            Expression::Meta { key: NFT_META_L4PROTO },
+            Expression::Payload { register: NFT_REG32_01, base: NFT_PAYLOAD_TRANSPORT, offset: 2, length: 2 },
+            lookup(ports),
+            jump(chain),
+        ],
+        Rule::Jump { chain } => vec![jump(chain)],
+        Rule::Drop { family, set, counter, answer } => {
+            let mut steps = source(*family);
+            steps.push(lookup(set));
+            if *answer == Answer::Reset {
+                steps.push(Expression::Meta { key: NFT_META_L4PROTO });
+                steps.push(Expression::Equal { value: vec![Protocol::Tcp as u8] });
+            }
+            steps.push(Expression::Counter { name: counter.clone() });
+            steps.push(end(*answer, *family));
+            steps
+        }
+        Rule::Goto { from, chain } => {
+            let mut steps = match from {
+                Some((family, set)) => [source(*family), vec![lookup(set)]].concat(),
+                None => Vec::new(),
+            };
+            steps.push(Expression::Verdict { code: NFT_GOTO, chain: Some(chain.clone()) });
+            steps
+        }
+        Rule::Update { family, set, timeout } => {
+            let timeout_ms = timeout.as_millis() as u64;
+            [source(*family), vec![Expression::Update { set: set.clone(), timeout_ms }]].concat()
+        }
+        Rule::Log { prefix, to } => log(prefix, *to),
+        Rule::End { family, counter, answer } => {
+            let mut steps = match (answer, family) {
+                (Answer::Nothing, _) => Vec::new(),
+                (Answer::Reset, _) => is(NFT_META_L4PROTO, Protocol::Tcp as u8),
+                (Answer::Unreachable, Family::Ipv4) => is(NFT_META_NFPROTO, NFPROTO_IPV4),
+                (Answer::Unreachable, _) => is(NFT_META_NFPROTO, NFPROTO_IPV6),
+            };
+            steps.push(Expression::Counter { name: counter.clone() });
+            steps.push(end(*answer, *family));
+            steps
+        }
+        Rule::Foreign(name) => vec![Expression::Foreign(name.clone())],
+    }
+}
+
+/// The source address of packets of this family, and of no others.
+fn source(family: Family) -> Vec<Expression> {
+    match family {
         Family::Ipv4 => vec![
             Expression::Meta { key: NFT_META_NFPROTO },
             Expression::Equal { value: vec![NFPROTO_IPV4] },
@@ -109,39 +121,27 @@ fn expressions(rule: &Rule) -> Vec<Expression> {
                 Expression::Equal { value: vec![NFPROTO_IPV6] },
                 Expression::Payload { register: NFT_REG_1, base: NFT_PAYLOAD_NETWORK, offset: 8, length: 16 },
             ];
-            if *family == Family::Ipv6By64 {
+            if family == Family::Ipv6By64 {
                 steps.push(Expression::Mask { mask: MASK_64.to_vec() });
             }
             steps
         }
-    };
-    let lookup = |set: &String| Expression::Lookup { set: set.clone() };
-    let jump = |chain: &String| Expression::Verdict { code: NFT_JUMP, chain: Some(chain.clone()) };
-    match rule {
-        Rule::Accept { family, set } => {
-            let accept = Expression::Verdict { code: NF_ACCEPT, chain: None };
-            [source(family), vec![lookup(set), accept]].concat()
-        }
-        Rule::JumpPorts { ports, chain } => vec![
-            Expression::Meta { key: NFT_META_L4PROTO },
-            Expression::Payload { register: NFT_REG32_01, base: NFT_PAYLOAD_TRANSPORT, offset: 2, length: 2 },
-            lookup(ports),
-            jump(chain),
-        ],
-        Rule::Jump { chain } => vec![jump(chain)],
-        Rule::Drop { family, set, counter, answer } => {
-            let mut steps = source(family);
-            steps.push(lookup(set));
-            if *answer == Answer::Reset {
-                steps.push(Expression::Meta { key: NFT_META_L4PROTO });
-                steps.push(Expression::Equal { value: vec![Protocol::Tcp as u8] });
-            }
-            steps.push(Expression::Counter { name: counter.clone() });
-            steps.push(end(*answer, *family));
-            steps
-        }
-        Rule::Foreign(name) => vec![Expression::Foreign(name.clone())],
     }
+}
+
+fn is(key: u32, value: u8) -> Vec<Expression> {
+    vec![Expression::Meta { key }, Expression::Equal { value: vec![value] }]
+}
+
+/// What is over the limit ends the rule: nothing but the telling may depend on it.
+fn log(prefix: &str, to: Log) -> Vec<Expression> {
+    let (level, group) = match to {
+        Log::Nflog(group) => (None, Some(group)),
+        Log::Nothing | Log::Kernel => (Some(LOG_INFO), None),
+    };
+    let limit = group.is_none().then_some(Expression::Limit { rate: 1, burst: LOG_BURST });
+    let log = Expression::Log { prefix: prefix.to_owned(), level, group };
+    limit.into_iter().chain([log]).collect()
 }
 
 /// How a dropped packet ends: a reject drops too. The family's own ICMP is named, although `icmpx` would do for both:
@@ -172,6 +172,19 @@ fn recognize(found: &[Expression]) -> Option<Rule> {
         Some(Rule::Drop { family, set: set.clone(), counter: counter.clone(), answer })
     };
     match found {
+        [Expression::Verdict { code: NFT_GOTO, chain: Some(chain) }] => {
+            Some(Rule::Goto { from: None, chain: chain.clone() })
+        }
+        [.., Expression::Lookup { set }, Expression::Verdict { code: NFT_GOTO, chain: Some(chain) }] => {
+            Some(Rule::Goto { from: Some((family, set.clone())), chain: chain.clone() })
+        }
+        [.., Expression::Update { set, timeout_ms }] => {
+            let timeout = Duration::from_millis(*timeout_ms);
+            Some(Rule::Update { family, set: set.clone(), timeout })
+        }
+        [.., Expression::Log { prefix, group, .. }] => {
+            Some(Rule::Log { prefix: prefix.clone(), to: group.map_or(Log::Kernel, Log::Nflog) })
+        }
         [Expression::Verdict { chain: Some(chain), .. }] => Some(Rule::Jump { chain: chain.clone() }),
         [_, _, Expression::Lookup { set }, Expression::Verdict { chain: Some(chain), .. }] => {
             Some(Rule::JumpPorts { ports: set.clone(), chain: chain.clone() })
@@ -189,141 +202,22 @@ fn recognize(found: &[Expression]) -> Option<Rule> {
         [.., Expression::Lookup { set }, Expression::Verdict { .. }] => {
             Some(Rule::Accept { family, set: set.clone() })
         }
+        [.., Expression::Counter { name }, end] => {
+            let (family, answer) = match (end, found.get(1)) {
+                (Expression::Verdict { .. }, _) => (Family::Ipv4, Answer::Nothing),
+                (Expression::Reject { kind: NFT_REJECT_TCP_RST, .. }, _) => (Family::Ipv4, Answer::Reset),
+                _ => (family, Answer::Unreachable),
+            };
+            Some(Rule::End { family, counter: name.clone(), answer })
+        }
         _ => None,
-    }
-}
-
-impl Expression {
-    fn name(&self) -> &str {
-        match self {
-            Expression::Meta { .. } => "meta",
-            Expression::Equal { .. } => "cmp",
-            Expression::Payload { .. } => "payload",
-            Expression::Mask { .. } => "bitwise",
-            Expression::Lookup { .. } => "lookup",
-            Expression::Counter { .. } => "objref",
-            Expression::Verdict { .. } => "immediate",
-            Expression::Reject { .. } => "reject",
-            Expression::Foreign(name) => name,
-        }
-    }
-
-    fn write(&self, writer: &mut Writer) {
-        writer.text(NFTA_EXPR_NAME, self.name());
-        writer.nest(NFTA_EXPR_DATA, |writer| match self {
-            Expression::Meta { key } => {
-                writer.be32(NFTA_META_KEY, *key);
-                writer.be32(NFTA_META_DREG, NFT_REG_1);
-            }
-            Expression::Equal { value } => {
-                writer.be32(NFTA_CMP_SREG, NFT_REG_1);
-                writer.be32(NFTA_CMP_OP, 0);
-                writer.nest(NFTA_CMP_DATA, |writer| writer.bytes(NFTA_DATA_VALUE, value));
-            }
-            Expression::Payload { register, base, offset, length } => {
-                writer.be32(NFTA_PAYLOAD_DREG, *register);
-                writer.be32(NFTA_PAYLOAD_BASE, *base);
-                writer.be32(NFTA_PAYLOAD_OFFSET, *offset);
-                writer.be32(NFTA_PAYLOAD_LEN, *length);
-            }
-            Expression::Mask { mask } => {
-                writer.be32(NFTA_BITWISE_SREG, NFT_REG_1);
-                writer.be32(NFTA_BITWISE_DREG, NFT_REG_1);
-                writer.be32(NFTA_BITWISE_LEN, mask.len() as u32);
-                writer.nest(NFTA_BITWISE_MASK, |writer| writer.bytes(NFTA_DATA_VALUE, mask));
-                writer.nest(NFTA_BITWISE_XOR, |writer| {
-                    writer.bytes(NFTA_DATA_VALUE, &vec![0; mask.len()]);
-                });
-            }
-            Expression::Lookup { set } => {
-                writer.text(NFTA_LOOKUP_SET, set);
-                writer.be32(NFTA_LOOKUP_SREG, NFT_REG_1);
-            }
-            Expression::Counter { name } => {
-                writer.be32(NFTA_OBJREF_IMM_TYPE, NFT_OBJECT_COUNTER);
-                writer.text(NFTA_OBJREF_IMM_NAME, name);
-            }
-            Expression::Verdict { code, chain } => {
-                writer.be32(NFTA_IMMEDIATE_DREG, 0);
-                writer.nest(NFTA_IMMEDIATE_DATA, |writer| {
-                    writer.nest(NFTA_DATA_VERDICT, |writer| {
-                        writer.be32(NFTA_VERDICT_CODE, *code);
-                        if let Some(chain) = chain {
-                            writer.text(NFTA_VERDICT_CHAIN, chain);
-                        }
-                    });
-                });
-            }
-            Expression::Reject { kind, code } => {
-                writer.be32(NFTA_REJECT_TYPE, *kind);
-                writer.bytes(NFTA_REJECT_ICMP_CODE, &[*code]);
-            }
-            Expression::Foreign(_) => {}
-        });
-    }
-
-    fn read(bytes: &[u8]) -> Expression {
-        let name = find_text(bytes, NFTA_EXPR_NAME).unwrap_or_default();
-        let data = find(bytes, NFTA_EXPR_DATA).unwrap_or_default();
-        Expression::known(&name, data).unwrap_or(Expression::Foreign(name))
-    }
-
-    /// None where it is not exactly one of ours: another register, operator or flag.
-    fn known(name: &str, data: &[u8]) -> Option<Expression> {
-        let number = |kind| find_be32(data, kind);
-        let is = |kind, value| (number(kind) == Some(value)).then_some(());
-        let value = |kind| Some(find(find(data, kind)?, NFTA_DATA_VALUE)?.to_vec());
-        match name {
-            "meta" => {
-                is(NFTA_META_DREG, NFT_REG_1)?;
-                Some(Expression::Meta { key: number(NFTA_META_KEY)? })
-            }
-            "cmp" => {
-                is(NFTA_CMP_SREG, NFT_REG_1)?;
-                is(NFTA_CMP_OP, 0)?;
-                Some(Expression::Equal { value: value(NFTA_CMP_DATA)? })
-            }
-            "payload" => Some(Expression::Payload {
-                register: number(NFTA_PAYLOAD_DREG)?,
-                base: number(NFTA_PAYLOAD_BASE)?,
-                offset: number(NFTA_PAYLOAD_OFFSET)?,
-                length: number(NFTA_PAYLOAD_LEN)?,
-            }),
-            "bitwise" => {
-                is(NFTA_BITWISE_SREG, NFT_REG_1)?;
-                is(NFTA_BITWISE_DREG, NFT_REG_1)?;
-                let plain = number(NFTA_BITWISE_OP).unwrap_or(0) == 0;
-                let unflipped = value(NFTA_BITWISE_XOR)?.iter().all(|byte| *byte == 0);
-                (plain && unflipped).then_some(Expression::Mask { mask: value(NFTA_BITWISE_MASK)? })
-            }
-            "lookup" => {
-                is(NFTA_LOOKUP_SREG, NFT_REG_1)?;
-                let plain = number(NFTA_LOOKUP_FLAGS).unwrap_or(0) == 0 && number(NFTA_LOOKUP_DREG).is_none();
-                plain.then_some(Expression::Lookup { set: find_text(data, NFTA_LOOKUP_SET)? })
-            }
-            "objref" => {
-                is(NFTA_OBJREF_IMM_TYPE, NFT_OBJECT_COUNTER)?;
-                Some(Expression::Counter { name: find_text(data, NFTA_OBJREF_IMM_NAME)? })
-            }
-            "immediate" => {
-                is(NFTA_IMMEDIATE_DREG, 0)?;
-                let verdict = find(find(data, NFTA_IMMEDIATE_DATA)?, NFTA_DATA_VERDICT)?;
-                let chain = find_text(verdict, NFTA_VERDICT_CHAIN);
-                Some(Expression::Verdict { code: find_be32(verdict, NFTA_VERDICT_CODE)?, chain })
-            }
-            "reject" => {
-                // The kernel tells no code for a reset.
-                let code = find(data, NFTA_REJECT_ICMP_CODE).unwrap_or(&[0]);
-                Some(Expression::Reject { kind: number(NFTA_REJECT_TYPE)?, code: *code.first()? })
-            }
-            _ => None,
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nft::attribute::find;
     use proptest::prelude::*;
 
     fn written(rule: &Rule) -> Vec<u8> {
@@ -344,6 +238,22 @@ mod tests {
             for family in [Family::Ipv4, Family::Ipv6, Family::Ipv6By64] {
                 rules.push(Rule::Drop { family, set: set(), counter: counter(), answer });
             }
+        }
+        for (family, answer) in [
+            (Family::Ipv4, Answer::Nothing),
+            (Family::Ipv4, Answer::Reset),
+            (Family::Ipv4, Answer::Unreachable),
+            (Family::Ipv6, Answer::Unreachable),
+        ] {
+            rules.push(Rule::End { family, counter: counter(), answer });
+        }
+        for family in [Family::Ipv4, Family::Ipv6, Family::Ipv6By64] {
+            rules.push(Rule::Goto { from: Some((family, set())), chain: chain() });
+            rules.push(Rule::Update { family, set: set(), timeout: Duration::from_secs(600) });
+        }
+        rules.push(Rule::Goto { from: None, chain: chain() });
+        for to in [Log::Kernel, Log::Nflog(0), Log::Nflog(u16::MAX)] {
+            rules.push(Rule::Log { prefix: "nftjail a dropped: ".to_owned(), to });
         }
         rules
     }

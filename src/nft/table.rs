@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
-use crate::model::{Dropped, Hook, JailName, Target};
+use crate::model::{Dropped, Hook, JailName, Log, Target};
 
 /// The name of our table, in the family `inet`.
 pub const TABLE: &str = "nftjail";
@@ -21,6 +21,12 @@ pub const TIMEOUT_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// How the name of a set of whole networks ends. No jail's name makes another set's name end so.
 pub const NETS: &str = "_nets";
+
+/// How the name of a set of banned hosts that tried again ends; nor does one make another's end so.
+pub const KNOCKS: &str = "_knocks";
+
+/// So many packets at once are told of to the kernel's own log, after that one a second.
+pub const LOG_BURST: u32 = 10;
 
 /// Our table as the kernel holds it; every list is in the kernel's order, which is the order of creation.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -59,7 +65,11 @@ impl Table {
             if self.set(&wanted).is_none() {
                 return Some(format!("there is no set {wanted}"));
             }
-            let drops = |rule: &Rule| matches!(rule, Rule::Drop { set, .. } if *set == wanted);
+            let drops = |rule: &Rule| match rule {
+                Rule::Drop { set, .. } => *set == wanted,
+                Rule::Goto { from: Some((_, set)), chain } => *set == wanted && self.ends(chain, GOTOS_MAX),
+                _ => false,
+            };
             let Some(chain) = self.chains.iter().filter(ours).find(|chain| chain.rules.iter().any(drops))
             else {
                 return Some(format!("no rule drops what is in the set {wanted}"));
@@ -81,21 +91,38 @@ impl Table {
         None
     }
 
-    /// The bans that the table's elements are, of jails whose sets are named as ours.
+    /// Whether whoever comes to a chain is dropped in it, or in the last one that it leads to.
+    fn ends(&self, chain: &str, gotos: u8) -> bool {
+        let Some(chain) = self.chain(chain) else { return false };
+        let is_end = |rule: &Rule| match rule {
+            Rule::End { answer, .. } => *answer != Answer::Reset,
+            Rule::Goto { from: None, chain } => gotos > 0 && self.ends(chain, gotos - 1),
+            _ => false,
+        };
+        let ours = !chain.rules.iter().any(|rule| matches!(rule, Rule::Foreign(_)));
+        ours && chain.rules.iter().any(is_end)
+    }
+
+    /// The bans that the table's elements are, of jails whose sets are named as ours; and where a host's own ban is
+    /// over, but it tried again, that.
     pub fn standing(&self) -> impl Iterator<Item = Standing> {
-        self.sets.iter().flat_map(|set| {
-            let jail = set.jail();
-            set.elements.iter().filter_map(move |element| {
-                Some(Standing {
-                    jail: jail.clone()?,
-                    target: element.key.target()?,
-                    timeout: element.timeout,
-                    expires: element.expires,
-                })
+        let of = |set: &Set, jail: Option<JailName>| -> Vec<Standing> {
+            jail.map_or_else(Vec::new, |jail| {
+                set.elements.iter().filter_map(|element| element.standing(&jail)).collect()
             })
-        })
+        };
+        let bans = move || self.sets.iter().flat_map(move |set| of(set, set.jail()));
+        let mut knocks: Vec<Standing> = self.sets.iter().flat_map(|set| of(set, set.knocks_of())).collect();
+        if !knocks.is_empty() {
+            let known: BTreeSet<(JailName, Target)> = bans().map(|ban| (ban.jail, ban.target)).collect();
+            knocks.retain(|knock| !known.contains(&(knock.jail.clone(), knock.target)));
+        }
+        bans().chain(knocks)
     }
 }
+
+/// More chains in a row than we ever write.
+const GOTOS_MAX: u8 = 3;
 
 /// A named counter: what one jail's bans dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,6 +145,10 @@ pub struct Set {
     pub key: KeyType,
     pub timeout: bool,
     pub interval: bool,
+    /// Rules add elements to it as packets come.
+    pub dynamic: bool,
+    /// Each element counts the packets that were looked up as it.
+    pub counter: bool,
     /// The most elements it may hold; none where the kernel sets no bound.
     pub size: Option<u32>,
     pub comment: Option<String>,
@@ -129,6 +160,7 @@ impl Set {
     pub fn same_kind(&self, other: &Set) -> bool {
         self.key == other.key
             && (self.timeout, self.interval, self.size) == (other.timeout, other.interval, other.size)
+            && (self.dynamic, self.counter) == (other.dynamic, other.counter)
             && self.comment == other.comment
     }
 
@@ -140,6 +172,11 @@ impl Set {
             return None;
         }
         Set::jail_of(name)
+    }
+
+    /// The jail whose banned hosts that tried again the set holds.
+    pub fn knocks_of(&self) -> Option<JailName> {
+        Set::jail_of(self.name.strip_suffix(KNOCKS)?)
     }
 
     /// The jail whose bans of hosts a set of that name would hold.
@@ -166,11 +203,19 @@ pub struct Element {
     pub timeout: Option<Duration>,
     /// The time left; where an element is added without it, all of its timeout is left.
     pub expires: Option<Duration>,
+    /// What it counted, where its set has counters.
+    pub dropped: Option<Dropped>,
 }
 
 impl Element {
     pub fn permanent(key: Key) -> Self {
-        Element { key, timeout: None, expires: None }
+        Element { key, timeout: None, expires: None, dropped: None }
+    }
+
+    /// The ban that the element is in a set of this jail; none for one that we would not have written.
+    pub fn standing(&self, jail: &JailName) -> Option<Standing> {
+        let Element { key, timeout, expires, .. } = *self;
+        Some(Standing { jail: jail.clone(), target: key.target()?, timeout, expires })
     }
 
     /// An element as it may be programmed: times within `TIMEOUT_MIN..=TIMEOUT_MAX`, no more left than the
@@ -178,7 +223,12 @@ impl Element {
     pub fn lasting(key: Key, timeout: Option<Duration>, expires: Option<Duration>) -> Self {
         let timeout = timeout.map(|timeout| timeout.clamp(TIMEOUT_MIN, TIMEOUT_MAX));
         let expires = timeout.and_then(|timeout| Some(expires?.clamp(TIMEOUT_MIN, timeout)));
-        Element { key, timeout, expires }
+        Element { key, timeout, expires, dropped: None }
+    }
+
+    /// The same, which has counted so much already.
+    pub fn counted(self, dropped: Option<Dropped>) -> Self {
+        Element { dropped, ..self }
     }
 }
 
@@ -282,6 +332,29 @@ pub enum Rule {
         counter: String,
         answer: Answer,
     },
+    /// Sends sources in the set, or everybody, to another chain for good.
+    Goto {
+        from: Option<(Family, String)>,
+        chain: String,
+    },
+    /// Adds the source to the set, or begins its time there anew. Where the set is full, nothing is added and the next
+    /// rule is asked: a rule that drops must not be the same.
+    Update {
+        family: Family,
+        set: String,
+        timeout: Duration,
+    },
+    /// Tells of the packet, to the kernel's own log so many times a second at the most.
+    Log {
+        prefix: String,
+        to: Log,
+    },
+    /// Counts and drops whoever comes here, and answers. A family matters to [`Answer::Unreachable`] only.
+    End {
+        family: Family,
+        counter: String,
+        answer: Answer,
+    },
     /// Not ours: the names of its expressions.
     Foreign(String),
 }
@@ -293,14 +366,27 @@ impl Rule {
             Rule::Accept { set, .. } | Rule::Drop { set, .. } | Rule::JumpPorts { ports: set, .. } => {
                 Some(set)
             }
-            Rule::Jump { .. } | Rule::Foreign(_) => None,
+            Rule::Update { set, .. } | Rule::Goto { from: Some((_, set)), .. } => Some(set),
+            Rule::Jump { .. }
+            | Rule::Goto { from: None, .. }
+            | Rule::Log { .. }
+            | Rule::End { .. }
+            | Rule::Foreign(_) => None,
         }
     }
 
-    /// The chain that the rule jumps to.
+    /// The counter that the rule counts with.
+    pub fn counter(&self) -> Option<&str> {
+        match self {
+            Rule::Drop { counter, .. } | Rule::End { counter, .. } => Some(counter),
+            _ => None,
+        }
+    }
+
+    /// The chain that the rule leads to.
     pub fn target(&self) -> Option<&str> {
         match self {
-            Rule::Jump { chain } | Rule::JumpPorts { chain, .. } => Some(chain),
+            Rule::Jump { chain } | Rule::JumpPorts { chain, .. } | Rule::Goto { chain, .. } => Some(chain),
             _ => None,
         }
     }
@@ -348,10 +434,16 @@ mod tests {
     fn a_table_that_lets_pass_is_told_from_one_that_drops() {
         let jail: JailName = "sshd".parse().unwrap();
         let ports = crate::model::Ports::Some([(crate::model::Protocol::Tcp, 22)].into());
-        let block = crate::model::Block::Reject;
+        let (block, knock) = (crate::model::Block::Reject, crate::model::Knock::default());
         let hooks: BTreeSet<Hook> = [Hook::Prerouting, Hook::Input].into();
-        let cell =
-            crate::model::Cell { jail: jail.clone(), ports, block, hooks: hooks.clone(), capacity: 10 };
+        let cell = crate::model::Cell {
+            jail: jail.clone(),
+            ports,
+            block,
+            hooks: hooks.clone(),
+            capacity: 10,
+            knock,
+        };
         let layout = crate::model::Layout { cells: vec![cell], ..crate::model::Layout::default() };
         let whole = crate::nft::plan::wanted(&layout);
         assert_eq!(whole.gap(&jail, &hooks), None);

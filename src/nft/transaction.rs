@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use super::table::{Chain, Counter, Element, Place, Rule, Set, TABLE};
 
-/// The most elements in one message. An interval of IPv6 takes 88 bytes at most, and the list of them must stay
-/// below 64 KiB: an attribute's length is 16 bits wide, and the kernel takes what wraps for a shorter list.
-pub const ELEMENTS_MAX: usize = 700;
+/// The most elements in one message. An interval of IPv6 with a counter takes 132 bytes at most, and the list of them
+/// must stay below 64 KiB: an attribute's length is 16 bits wide, and the kernel takes what wraps for a shorter list.
+pub const ELEMENTS_MAX: usize = 490;
 
 /// One message to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use super::attribute::{FAMILY_BYTES, HEADER_BYTES, Head, Writer, find, messages,
 use super::rule;
 use super::table::{Chain, Counter, Element, Key, KeyType, Place, Set, TABLE};
 use super::transaction::{Operation, Transaction};
-use crate::model::Hook;
+use crate::model::{Dropped, Hook};
 
 // Numbers of include/uapi/linux/netlink.h, netfilter/nfnetlink.h and netfilter/nf_tables.h.
 pub const NLM_F_REQUEST: u16 = 1;
@@ -50,6 +50,8 @@ pub const NFTA_SET_KEY_LEN: u16 = 5;
 pub const NFTA_SET_DESC: u16 = 9;
 pub const NFTA_SET_DESC_SIZE: u16 = 1;
 pub const NFTA_SET_USERDATA: u16 = 13;
+pub const NFTA_SET_EXPR: u16 = 17;
+pub const NFTA_SET_EXPRESSIONS: u16 = 18;
 pub const NFTA_SET_COUNT: u16 = 20;
 pub const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 pub const NFTA_SET_ELEM_LIST_SET: u16 = 2;
@@ -58,6 +60,9 @@ pub const NFTA_SET_ELEM_KEY: u16 = 1;
 pub const NFTA_SET_ELEM_FLAGS: u16 = 3;
 pub const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 pub const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
+pub const NFTA_SET_ELEM_EXPR: u16 = 7;
+pub const NFTA_EXPR_NAME: u16 = 1;
+pub const NFTA_EXPR_DATA: u16 = 2;
 pub const NFTA_OBJ_TABLE: u16 = 1;
 pub const NFTA_OBJ_NAME: u16 = 2;
 pub const NFTA_OBJ_TYPE: u16 = 3;
@@ -69,9 +74,12 @@ pub const NFT_TABLE_F_OWNER: u32 = 0x2;
 pub const NFT_TABLE_F_PERSIST: u32 = 0x4;
 pub const NFT_SET_INTERVAL: u32 = 0x4;
 pub const NFT_SET_TIMEOUT: u32 = 0x10;
+pub const NFT_SET_EVAL: u32 = 0x20;
 pub const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
 pub const NFT_OBJECT_COUNTER: u32 = 1;
 pub const NF_ACCEPT: u32 = 1;
+/// The expression by which a set, or one element of it, counts.
+pub const COUNTER: &str = "counter";
 /// The numbers by which nft knows a set's key: its data types, six bits each (nft's datatype.h).
 pub const TYPE_IPV4: u32 = 7;
 pub const TYPE_IPV6: u32 = 8;
@@ -272,9 +280,21 @@ fn note(kind: u8, text: &str) -> Vec<u8> {
 fn write_counter(writer: &mut Writer, counter: &Counter) {
     writer.text(NFTA_OBJ_NAME, &counter.name);
     writer.be32(NFTA_OBJ_TYPE, NFT_OBJECT_COUNTER);
-    writer.nest(NFTA_OBJ_DATA, |writer| {
-        writer.be64(NFTA_COUNTER_BYTES, counter.dropped.bytes);
-        writer.be64(NFTA_COUNTER_PACKETS, counter.dropped.packets);
+    write_counted(writer, NFTA_OBJ_DATA, counter.dropped);
+}
+
+fn write_counted(writer: &mut Writer, kind: u16, dropped: Dropped) {
+    writer.nest(kind, |writer| {
+        writer.be64(NFTA_COUNTER_BYTES, dropped.bytes);
+        writer.be64(NFTA_COUNTER_PACKETS, dropped.packets);
+    });
+}
+
+/// What makes a set, or an element, count, and from where on.
+fn write_counting(writer: &mut Writer, kind: u16, dropped: Dropped) {
+    writer.nest(kind, |writer| {
+        writer.text(NFTA_EXPR_NAME, COUNTER);
+        write_counted(writer, NFTA_EXPR_DATA, dropped);
     });
 }
 
@@ -286,8 +306,9 @@ fn write_set(writer: &mut Writer, set: &Set, id: u32) {
     };
     let interval = if set.interval { NFT_SET_INTERVAL } else { 0 };
     let timeout = if set.timeout { NFT_SET_TIMEOUT } else { 0 };
+    let dynamic = if set.dynamic { NFT_SET_EVAL } else { 0 };
     writer.text(NFTA_SET_NAME, &set.name);
-    writer.be32(NFTA_SET_FLAGS, interval | timeout);
+    writer.be32(NFTA_SET_FLAGS, interval | timeout | dynamic);
     writer.be32(NFTA_SET_KEY_TYPE, key_type);
     writer.be32(NFTA_SET_KEY_LEN, length);
     writer.be32(NFTA_SET_ID, id);
@@ -300,6 +321,9 @@ fn write_set(writer: &mut Writer, set: &Set, id: u32) {
         notes.extend(note(NOTE_SET_COMMENT, comment));
     }
     writer.bytes(NFTA_SET_USERDATA, &notes);
+    if set.counter {
+        write_counting(writer, NFTA_SET_EXPR, Dropped::default());
+    }
 }
 
 fn write_chain(writer: &mut Writer, chain: &Chain) {
@@ -351,6 +375,9 @@ fn write_element(writer: &mut Writer, key: &[u8], times: Option<&Element>, end: 
             writer.be64(NFTA_SET_ELEM_EXPIRATION, expires.as_millis() as u64);
         }
         writer.nest(NFTA_SET_ELEM_KEY, |writer| writer.bytes(NFTA_DATA_VALUE, key));
+        if let Some(dropped) = times.and_then(|element| element.dropped) {
+            write_counting(writer, NFTA_SET_ELEM_EXPR, dropped);
+        }
     });
 }
 
@@ -429,6 +456,7 @@ mod tests {
     fn a_full_message_of_the_largest_elements_fits_its_nest() {
         let time = Some(std::time::Duration::from_secs(600));
         let element = Element::lasting(range("2001:db8::", "2001:db8::ff").key, time, time);
+        let element = element.counted(Some(Dropped::default()));
         let batch = batch(vec![element; ELEMENTS_MAX]);
         let message = messages(&batch.bytes).nth(2).unwrap();
         let list = find(message.body(), NFTA_SET_ELEM_LIST_ELEMENTS).unwrap();

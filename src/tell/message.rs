@@ -24,6 +24,10 @@ pub fn text(event: &Event) -> String {
         Event::Extended { ban } => {
             format!("{}: {} stays banned, again for {}", ban.jail, ban.target, ban.bantime)
         }
+        Event::Knocked { ban } => {
+            let until = ban.end().unwrap_or(ban.at);
+            format!("{}: {} still tries, and stays banned until {until} at least", ban.jail, ban.target)
+        }
         Event::PutBack { ban } => {
             format!(
                 "{}: {} was taken out of the kernel or changed there, and is banned as before",

@@ -1,5 +1,6 @@
 //! Event → message: what people and programs are told.
 
+pub mod board;
 pub mod chat;
 pub mod digest;
 pub mod escape;

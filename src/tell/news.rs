@@ -14,6 +14,7 @@ pub fn news(event: &Event, at: Timestamp, lines: Vec<String>) -> News {
         Event::Overdue { ban } => (Happened::Overdue, Some(ban)),
         Event::Banned { ban } => (Happened::Banned, Some(ban)),
         Event::Extended { ban } => (Happened::Extended, Some(ban)),
+        Event::Knocked { ban } => (Happened::Knocked, Some(ban)),
         Event::PutBack { ban } => (Happened::PutBack, Some(ban)),
         Event::Repaired { .. } => (Happened::Repaired, None),
         Event::Adopted { ban, .. } => (Happened::Adopted, Some(ban)),

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::escape::shown;
-use super::screen::{columns, row};
+use super::screen::{columns, packets_and_bytes, row};
 use crate::model::{Span, Timestamp};
 use crate::status::{Count, Evidence, Happened, History, Kernel, News, Past, Why, WhyJail, brief};
 
@@ -55,6 +55,9 @@ fn of_jail(jail: &WhyJail, why: &Why) -> String {
         Kernel::Misses => "  THE KERNEL DOES NOT HOLD IT: run nftjail doctor\n".to_owned(),
         Kernel::Silent(reason) => format!("  the kernel could not be asked: {reason}\n"),
     };
+    if let Some(dropped) = jail.ban.as_ref().and_then(|ban| ban.dropped) {
+        text += &format!("  dropped packets of it: {}\n", packets_and_bytes(dropped));
+    }
     if jail.bans > 0 {
         text += &format!("  bans that are remembered: {}\n", jail.bans);
     }
@@ -138,6 +141,7 @@ pub fn csv(all: &[Past]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Dropped;
     use crate::status::{BanStatus, IgnoredStatus};
 
     fn at(seconds: i64) -> Timestamp {
@@ -158,6 +162,7 @@ mod tests {
                 target: "192.0.2.1".parse().unwrap(),
                 at: at(10),
                 ends: Some(at(70)),
+                dropped: Some(Dropped { packets: 3, bytes: 180 }),
             }),
             network: None,
             kernel: Kernel::Holds { ends: Some(at(70)) },
@@ -195,6 +200,7 @@ mod tests {
 sshd (rule sshd, ports 22/tcp)
   banned since 1970-01-01T00:00:10.000Z, ends 1970-01-01T00:01:10.000Z, in 40s
   the kernel holds it: ends 1970-01-01T00:01:10.000Z, in 40s
+  dropped packets of it: 3 (180 B)
   bans that are remembered: 2
     Failed password for \u{1b}[2J from 192.0.2.1 port 1
                                        ^^^^^^^^^

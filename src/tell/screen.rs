@@ -1,7 +1,7 @@
 //! Status and bans as people read them: aligned columns, the line of truth on top.
 #![forbid(unsafe_code)]
 
-use crate::model::{Hook, Span, Timestamp};
+use crate::model::{Dropped, Hook, Span, Timestamp};
 use crate::status::{
     AutoStatus, BanStatus, IgnoredStatus, JailStatus, Repairs, Replayed, SourceStatus, Status, brief,
 };
@@ -37,7 +37,7 @@ pub fn status(status: &Status) -> String {
         );
     }
     let dropped = |jail: &JailStatus| match jail.dropped {
-        Some(dropped) => dropped.packets.to_string(),
+        Some(dropped) => packets_and_bytes(dropped),
         None => "?".to_owned(),
     };
     let mut rows = vec![row(&["JAIL", "BANNED", "TOTAL", "FAILING", "FAILED", "DROPPED", "PORTS", "TERMS"])];
@@ -50,7 +50,7 @@ pub fn status(status: &Status) -> String {
             jail.failed_total.to_string(),
             dropped(jail),
             jail.ports.clone() + &hooks(jail),
-            format!("{} in {}: {}", jail.maxretry, jail.findtime, jail.bantime),
+            terms(jail),
         ]
     }));
     text += "\n";
@@ -86,6 +86,11 @@ pub fn auto(auto: &[AutoStatus]) -> String {
         vec![auto.jail.to_string(), if auto.on { "on" } else { "off" }.to_owned(), auto.why.clone()]
     }));
     columns(&rows)
+}
+
+fn terms(jail: &JailStatus) -> String {
+    let silence = jail.extend_on_knock.iter().map(|silence| format!(", then until silent for {silence}"));
+    format!("{} in {}: {}", jail.maxretry, jail.findtime, jail.bantime) + &silence.collect::<String>()
 }
 
 /// Where a jail's bans are met, if not where most are.
@@ -133,12 +138,33 @@ pub fn truth(status: &Status) -> String {
 
 /// Bans, in the order they are given.
 pub fn bans(bans: &[BanStatus], now: Timestamp) -> String {
-    let mut rows = vec![row(&["JAIL", "BANNED", "SINCE", "ENDS IN"])];
+    let counts = bans.iter().any(|ban| ban.dropped.is_some());
+    let mut rows = vec![row(&["JAIL", "BANNED", "SINCE", "ENDS IN", "DROPPED"])];
     rows.extend(bans.iter().map(|ban| {
         let left = ban.ends.map_or_else(|| "never".to_owned(), |ends| Span(ends.since(now)).to_string());
-        vec![ban.jail.to_string(), ban.target.to_string(), ban.at.to_string(), left]
+        let dropped = ban.dropped.map_or_else(|| "?".to_owned(), packets_and_bytes);
+        vec![ban.jail.to_string(), ban.target.to_string(), ban.at.to_string(), left, dropped]
     }));
+    if !counts {
+        rows.iter_mut().for_each(|row| drop(row.pop()));
+    }
     columns(&rows)
+}
+
+/// `44 (2.6 KiB)`.
+pub(super) fn packets_and_bytes(Dropped { packets, bytes }: Dropped) -> String {
+    let mut amount = bytes as f64;
+    let mut unit = "B";
+    for larger in ["KiB", "MiB", "GiB", "TiB"] {
+        if amount < 1024.0 {
+            break;
+        }
+        (amount, unit) = (amount / 1024.0, larger);
+    }
+    match unit {
+        "B" => format!("{packets} ({bytes} B)"),
+        unit => format!("{packets} ({amount:.1} {unit})"),
+    }
 }
 
 /// Who is never banned, and who says so.
@@ -192,7 +218,7 @@ pub(super) fn columns(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::model::{Block, Dropped};
+    use crate::model::Block;
     use crate::status::BrokenStatus;
 
     pub(in crate::tell) fn sample() -> Status {
@@ -217,6 +243,7 @@ pub(super) mod tests {
                 maxretry: 5,
                 findtime: "10m".to_owned(),
                 bantime: "1h".to_owned(),
+                extend_on_knock: None,
                 failing: 2,
                 failed_total: 12,
                 banned: 1,
@@ -246,8 +273,8 @@ pub(super) mod tests {
         let wanted = "\
 1 jail ok
 
-JAIL  BANNED  TOTAL  FAILING  FAILED  DROPPED  PORTS   TERMS
-sshd  1       3      2        12      44       22/tcp  5 in 10m: 1h
+JAIL  BANNED  TOTAL  FAILING  FAILED  DROPPED       PORTS   TERMS
+sshd  1       3      2        12      44 (2.6 KiB)  22/tcp  5 in 10m: 1h
 
 SOURCE             STATE      LINES  LOST  TOO LONG  LAST LINE
 /var/log/auth.log  following  300    0     2         3s ago
@@ -333,8 +360,8 @@ NEVER BANNED  JAIL  FROM
    7 |     rule: wbe
      |           ^
 
-JAIL  BANNED  TOTAL  FAILING  FAILED  DROPPED  PORTS   TERMS
-sshd  1       3      2        12      44       22/tcp  5 in 10m: 1h
+JAIL  BANNED  TOTAL  FAILING  FAILED  DROPPED       PORTS   TERMS
+sshd  1       3      2        12      44 (2.6 KiB)  22/tcp  5 in 10m: 1h
 
 AUTO    IS   BECAUSE
 sshd    on   ssh.service is installed
@@ -353,12 +380,20 @@ vsftpd  off  no log, no unit, nothing listens on 21/tcp
             target: target.parse().unwrap(),
             at: Timestamp::from_millis(0),
             ends: ends.map(Timestamp::from_millis),
+            dropped: None,
         };
-        let list = [ban("192.0.2.1", None), ban("2001:db8::/64", Some(90_000))];
+        let mut list = [ban("192.0.2.1", None), ban("2001:db8::/64", Some(90_000))];
         let wanted = "\
 JAIL  BANNED         SINCE                     ENDS IN
 sshd  192.0.2.1      1970-01-01T00:00:00.000Z  never
 sshd  2001:db8::/64  1970-01-01T00:00:00.000Z  1m30s
+";
+        assert_eq!(bans(&list, Timestamp::from_millis(0)), wanted);
+        list[0].dropped = Some(Dropped { packets: 3, bytes: 180 });
+        let wanted = "\
+JAIL  BANNED         SINCE                     ENDS IN  DROPPED
+sshd  192.0.2.1      1970-01-01T00:00:00.000Z  never    3 (180 B)
+sshd  2001:db8::/64  1970-01-01T00:00:00.000Z  1m30s    ?
 ";
         assert_eq!(bans(&list, Timestamp::from_millis(0)), wanted);
     }

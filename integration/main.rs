@@ -5,6 +5,7 @@ mod crowds;
 mod examples;
 mod follow;
 mod globs;
+mod import;
 mod judging;
 mod reallogs;
 mod rotation;

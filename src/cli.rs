@@ -19,8 +19,9 @@ use crate::control::{self, Failed, Period, Request, Response, Unanswered, Whom};
 use crate::daemon;
 use crate::doctor;
 use crate::host::{self, Services};
-use crate::matching;
+use crate::matching::Wishes as Seen;
 use crate::model::{Bantime, JailName, Target, plain};
+use crate::moving;
 use crate::nft::Refusal;
 use crate::replay;
 use crate::selftest::{self, Untested, Wishes};
@@ -63,7 +64,7 @@ fn replayed(
 }
 
 /// What goes wrong, by exit code.
-enum Trouble {
+pub enum Trouble {
     Failed(String),
     NotReachable(String),
     NotAllowed(String),
@@ -182,9 +183,9 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
         Verb::Pause { jail } => told(&socket, &Request::Pause { jail, paused: true }),
         Verb::Resume { jail } => told(&socket, &Request::Pause { jail, paused: false }),
         Verb::Reload => told(&socket, &Request::Reload),
-        Verb::Match { rule, mode, rules, json, missed, explain, file } => {
+        Verb::Match { rule, mode, rules, json, missed, explain, file, given } => {
             let rules = rules.unwrap_or_else(|| config::rules_dir(config.as_deref()));
-            matched(&rules, &rule, &mode, &file, matching::Wishes { json, missed, explain })
+            given.matched((&rules, rule.as_deref(), &mode), &file, Seen { json, missed, explain })
         }
         Verb::Replay { jail, json, files } => replayed(config.as_deref(), jail.as_ref(), &files, json),
         Verb::Doctor { json } => {
@@ -201,6 +202,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
             trial::run(log.as_deref(), &rule).map_err(Trouble::Failed)?;
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Moving(verb) => moving::run(verb, config.as_deref(), &socket),
     }
 }
 
@@ -212,19 +214,6 @@ fn history(socket: &Path, period: Period, json: bool, csv: bool) -> Result<ExitC
         Response::History(history) => print(&past::history(&history)),
         _ => Err(astray()),
     }
-}
-
-fn matched(
-    rules: &Path,
-    rule: &str,
-    mode: &str,
-    file: &Path,
-    wishes: matching::Wishes,
-) -> Result<ExitCode, Trouble> {
-    let library = config::library(rules).map_err(|fault| Trouble::BadConfiguration(fault.to_string()))?;
-    let rule = library.compile(rule, Some(mode)).map_err(|bad| Trouble::BadConfiguration(bad.to_string()))?;
-    matching::run(rule, file, wishes)?;
-    Ok(ExitCode::SUCCESS)
 }
 
 fn log_to_stderr(log: tracing::Level) -> reload::Handle<LevelFilter, tracing_subscriber::Registry> {
@@ -375,12 +364,12 @@ fn told(socket: &Path, request: &Request) -> Result<ExitCode, Trouble> {
     print(&(text + "\n"))
 }
 
-fn print(text: &str) -> Result<ExitCode, Trouble> {
+pub fn print(text: &str) -> Result<ExitCode, Trouble> {
     io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_json<T: Serialize>(value: &T) -> Result<ExitCode, Trouble> {
+pub fn print_json<T: Serialize>(value: &T) -> Result<ExitCode, Trouble> {
     let text = serde_json::to_string_pretty(value).map_err(io::Error::from)?;
     print(&(escape::json(&text) + "\n"))
 }

@@ -120,7 +120,7 @@ impl<'de> Deserialize<'de> for Bantime {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
-const UNITS: [(&str, u64); 5] = [("w", 604_800), ("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
+pub const UNITS: [(&str, u64); 5] = [("w", 604_800), ("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
 const SPAN_MAX_S: u64 = 10 * 365 * 86_400;
 
 impl fmt::Display for Span {

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use crate::control::{self, Whom};
 use crate::detect::NORMAL;
 use crate::model::{Bantime, JailName, Span, Target};
+use crate::moving;
 use crate::never;
 
 #[derive(Parser)]
@@ -148,8 +149,8 @@ pub(crate) enum Verb {
     Reload,
     /// Show which lines of a log a rule counts, exactly as the agent would
     Match {
-        #[arg(long)]
-        rule: String,
+        #[arg(long, required_unless_present = "regex", conflicts_with = "regex")]
+        rule: Option<String>,
         #[arg(long, default_value = NORMAL)]
         mode: String,
         /// A folder of rules that come before the shipped ones
@@ -159,14 +160,16 @@ pub(crate) enum Verb {
         #[arg(long)]
         json: bool,
         /// Show the lines that no pattern fits instead
-        #[arg(long)]
+        #[arg(long, alias = "print-all-missed")]
         missed: bool,
         /// Show how far the nearest pattern came with each of those
         #[arg(long)]
         explain: bool,
-        /// A log, plain, gzip or zstd; or - for standard input
+        /// A log, plain, gzip or zstd; or - for standard input; where REGEX is given, also a line
         #[arg(default_value = "-")]
         file: PathBuf,
+        #[command(flatten)]
+        given: moving::Given,
     },
     /// Judge old logs as the agent would have: who is banned, when, for how long, and who nearly
     Replay {
@@ -214,6 +217,8 @@ pub(crate) enum Verb {
         #[arg(long, default_value = "sshd")]
         rule: String,
     },
+    #[command(flatten)]
+    Moving(moving::Verb),
 }
 
 #[derive(Subcommand)]

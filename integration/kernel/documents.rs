@@ -66,6 +66,66 @@ fn the_configuration_of_the_readme_is_in_order() {
 }
 
 #[test]
+fn the_commands_for_whoever_comes_from_fail2ban_work_as_written() {
+    let scene = Scene::new();
+    scene.fail("203.0.113.9", 5);
+    let at = |name: &str| scene.path(name).display().to_string();
+    fs::create_dir(scene.path("theirs")).unwrap();
+    let jail =
+        format!("[sshd]\nenabled = true\nport = 22\naction = nftables\nlogpath = {}\n", at("auth.log"));
+    fs::write(scene.path("theirs/jail.local"), jail).unwrap();
+    let filter = r"[Definition]
+failregex = ^\S+ sshd\[\d+\]: Failed password for root from <HOST> port \d+ ssh2$
+";
+    fs::write(scene.path("own.conf"), filter).unwrap();
+    let now = nftjail::host::now().as_millis() / 1_000;
+    let database = rusqlite::Connection::open(scene.path("bans.sqlite3")).unwrap();
+    let rows = format!(
+        "CREATE TABLE bips (ip, jail, timeofban INTEGER, bantime INTEGER, bancount INTEGER);
+         INSERT INTO bips VALUES ('203.0.113.8', 'sshd', {now}, 600, 1)"
+    );
+    database.execute_batch(&rows).unwrap();
+    fs::write(scene.path("fail2ban.log"), "").unwrap();
+    let mut agent = None;
+    let mut ran = 0;
+    for command in commands(&document("examples/coming-from-fail2ban.md")) {
+        // A folder where other scenes have a file: the scene's agent finds it there.
+        let here = command
+            .replace("/etc/fail2ban/filter.d/sshd.conf", &at("own.conf"))
+            .replace("/etc/fail2ban", &at("theirs"))
+            .replace("--output /etc/nftjail", &format!("--output {}", at("nftjail.yaml")))
+            .replace("/var/lib/fail2ban/fail2ban.sqlite3", &at("bans.sqlite3"))
+            .replace("/var/log/auth.log", &at("auth.log"));
+        let mut words: Vec<&str> = here.split_whitespace().collect();
+        let (log, state) = (at("fail2ban.log"), at("state"));
+        match words.as_slice() {
+            // It runs nowhere in this scene.
+            ["systemctl", ..] => continue,
+            ["nftjail", "run"] => {
+                agent = Some(Agent::start_again(&scene));
+                continue;
+            }
+            ["nftjail", "compare", ..] => words.extend(["--fail2ban-log", &log]),
+            ["nftjail", "import", "--database", ..] => words.extend(["--state", &state]),
+            _ => {}
+        }
+        let output = ask(&scene, &words[1..]);
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{command}: {told}{}", String::from_utf8_lossy(&output.stderr));
+        let must = match words[1..] {
+            ["import", "--database", ..] => "1 bans of 1 jails are in the kernel now",
+            ["f2b", "status", ..] => "203.0.113.8",
+            ["compare", ..] => "1 bans only by nftjail",
+            ["match", ..] => "5 count as failures",
+            _ => "",
+        };
+        assert!(told.contains(must), "{command}: {told}");
+        ran += 1;
+    }
+    assert!(agent.is_some() && ran >= 10, "the commands were found: {ran}");
+}
+
+#[test]
 fn the_trial_shows_the_whole_way_and_leaves_nothing_behind() {
     let ruleset =
         || Command::new("nft").args(["list", "table", "inet", "nftjail"]).output().unwrap().status.success();

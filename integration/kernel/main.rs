@@ -5,6 +5,7 @@ mod dates;
 mod doctor;
 mod documents;
 mod enabled;
+mod fail2ban;
 mod hooks;
 mod journal;
 mod knock;

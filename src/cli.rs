@@ -199,8 +199,7 @@ fn run(cli: Cli) -> Result<ExitCode, Trouble> {
         }
         Verb::Tell { state } => tell(config.as_deref(), &socket, &state),
         Verb::Try { log, rule } => {
-            trial::run(log.as_deref(), &rule).map_err(Trouble::Failed)?;
-            Ok(ExitCode::SUCCESS)
+            trial::run(log.as_deref(), &rule).map(|()| ExitCode::SUCCESS).map_err(Trouble::Failed)
         }
         Verb::Moving(verb) => moving::run(verb, config.as_deref(), &socket),
     }
